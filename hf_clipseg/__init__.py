@@ -1,0 +1,38 @@
+"""CLIP-based semantic segmentation on Hugging Face parts.
+
+Importing the package registers every method with transformers' Auto classes.
+"""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+from .configuration_mask_clip import MaskClipConfig
+from .image_processing_segmentation import SegmentationImageProcessor
+from .modeling_mask_clip import MaskClipForSemanticSegmentation
+from .outputs import SegmentationOutput
+from .processing_segmentation import SegmentationProcessor
+
+__version__ = "0.1.0"
+
+METHODS = {
+    MaskClipConfig: MaskClipForSemanticSegmentation,
+}
+"""Every method: its configuration and its model class."""
+
+for config_class, model_class in METHODS.items():
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(config_class, model_class, exist_ok=True)
+    AutoImageProcessor.register(config_class, image_processor_classes={"pil": SegmentationImageProcessor}, exist_ok=True)
+    AutoProcessor.register(config_class, SegmentationProcessor, exist_ok=True)
+    # `pipeline` works without this line, but logs that the model is unsupported: it looks at names only.
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config_class.model_type] = model_class.__name__
+
+__all__ = [
+    "METHODS",
+    "MaskClipConfig",
+    "MaskClipForSemanticSegmentation",
+    "SegmentationImageProcessor",
+    "SegmentationOutput",
+    "SegmentationProcessor",
+]

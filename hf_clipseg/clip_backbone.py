@@ -1,0 +1,168 @@
+"""CLIP as a dense feature extractor.
+
+`ClipBackbone` has the child names of transformers' `CLIPModel`, so state dicts of one load into the other. It runs the vision
+blocks one by one through their submodules: the blocks before the last as they are, the last with one of the attentions that
+training-free segmentation has found to localise.
+
+| `attention_variant` | attention of the last block | residual and MLP | source |
+|---|---|---|---|
+| `value` | none: every token keeps its own value | kept | MaskCLIP, Zhou et al. 2022, arXiv 2112.01071 |
+| `sclip` | query-query + key-key | kept | SCLIP, Wang et al. 2023, arXiv 2312.01597 |
+| `clearclip` | query-query | dropped | ClearCLIP, Lan et al. 2024, arXiv 2407.12442 |
+| `naclip` | key-key with a Gaussian neighbourhood | dropped | NACLIP, Hajimiri et al. 2024, arXiv 2404.08181 |
+"""
+
+import torch
+from torch import nn
+from transformers import CLIPConfig, CLIPTextModel, CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
+
+KEEPS_RESIDUAL = {"value": True, "sclip": True, "clearclip": False, "naclip": False}
+"""Attention variants, and whether their paper keeps the residual connection and the MLP of the last block."""
+
+NACLIP_STANDARD_DEVIATION = 5.0
+TEXT_BATCH = 256
+
+
+class ClipBackbone(nn.Module):
+    """The two CLIP encoders with their projections.
+
+    Args:
+        config: configuration of the CLIP checkpoint.
+        with_text_encoder: `False` builds the vision half only, for deployment with baked class embeddings.
+    """
+
+    def __init__(self, config: CLIPConfig, with_text_encoder: bool = True):
+        super().__init__()
+        self.config = config
+        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.text_model = None
+        self.text_projection = None
+        if with_text_encoder:
+            self.text_model = CLIPTextModel._from_config(config.text_config)
+            self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+
+    @property
+    def patch_size(self) -> int:
+        return self.vision_model.embeddings.patch_size
+
+    def dense_features(
+        self, pixel_values: torch.Tensor, attention_variant: str = "value", keep_residual: bool | None = None
+    ) -> torch.Tensor:
+        """Dense features in the joint image-text space.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`, any size.
+            attention_variant: see the table at the top of this module.
+            keep_residual: overrides whether the last block's residual and MLP are kept.
+
+        Returns:
+            `(batch, ceil(height / patch), ceil(width / patch), dim)`, L2-normalised.
+        """
+        tokens, grid = self.embed(pixel_values)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, None)
+        tokens = last_block_tokens(self.blocks[-1], tokens, grid, attention_variant, keep_residual)
+        return self.project(tokens[:, 1:]).unflatten(1, grid)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The vision transformer's blocks, first to last."""
+        return self.vision_model.encoder.layers
+
+    def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Input of the first block `(batch, 1 + h * w, width)`, class token first, and the grid `(h, w)`."""
+        pixel_values = fit_to_patches(pixel_values, self.patch_size)
+        tokens = self.vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
+        grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
+        return self.vision_model.pre_layrnorm(tokens), grid
+
+    def hidden_states(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Input of the first block and the plain output of every block, each `(batch, 1 + h * w, width)`."""
+        states = [self.embed(pixel_values)[0]]
+        for block in self.blocks:
+            states.append(block(states[-1], None))
+        return tuple(states)
+
+    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of the last block -> joint space: layer norm, projection, unit length."""
+        return nn.functional.normalize(self.visual_projection(self.vision_model.post_layernorm(tokens)), dim=-1)
+
+    def encode_text(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Sentence embeddings `(prompts, dim)`, L2-normalised, of `input_ids (prompts, length)`, in bounded memory.
+
+        No attention mask is needed: the text encoder is causal and reads at the end-of-text token.
+        """
+        if self.text_model is None:
+            raise ValueError(
+                "This checkpoint was saved without its text encoder, so class names cannot be encoded. Use the classes "
+                "that are baked into it (leave out class_names), or load the full checkpoint."
+            )
+        pooled = [self.text_model(input_ids=chunk).pooler_output for chunk in input_ids.split(TEXT_BATCH)]
+        return nn.functional.normalize(self.text_projection(torch.cat(pooled)), dim=-1)
+
+    def text_weights(self) -> list[torch.Tensor]:
+        """The weights that text embeddings depend on."""
+        return [*self.text_model.parameters(), *self.text_projection.parameters()] if self.text_model is not None else []
+
+
+def fit_to_patches(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Resize sides that are no multiple of the patch up to the next one, so that the grid covers the whole image."""
+    height, width = (-(-side // patch_size) * patch_size for side in pixel_values.shape[-2:])
+    if (height, width) == tuple(pixel_values.shape[-2:]):
+        return pixel_values
+    return nn.functional.interpolate(pixel_values, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def last_block_tokens(
+    block: CLIPEncoderLayer,
+    tokens: torch.Tensor,
+    grid: tuple[int, int],
+    attention_variant: str,
+    keep_residual: bool | None = None,
+) -> torch.Tensor:
+    """Run the last block on `tokens (batch, 1 + h * w, width)` with the attention of a variant; same shape back."""
+    if attention_variant not in KEEPS_RESIDUAL:
+        raise ValueError(f"attention_variant must be one of {sorted(KEEPS_RESIDUAL)}, got {attention_variant!r}.")
+    if keep_residual is None:
+        keep_residual = KEEPS_RESIDUAL[attention_variant]
+    attended = attend(block.self_attn, block.layer_norm1(tokens), grid, attention_variant)
+    if not keep_residual:
+        return attended
+    tokens = tokens + attended
+    return tokens + block.mlp(block.layer_norm2(tokens))
+
+
+def attend(attention: CLIPAttention, tokens: torch.Tensor, grid: tuple[int, int], attention_variant: str) -> torch.Tensor:
+    """The attention of a variant, with the projections of `attention`; `(batch, tokens, width)` in and out."""
+    values = attention.v_proj(tokens)
+    if attention_variant == "value":
+        return attention.out_proj(values)
+
+    def heads(states: torch.Tensor) -> torch.Tensor:  # (batch, heads, tokens, head_dim)
+        return states.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    def self_similar(states: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        states = heads(states)
+        return nn.functional.scaled_dot_product_attention(states, states, heads(values), bias, scale=attention.scale)
+
+    if attention_variant == "sclip":
+        mixed = self_similar(attention.q_proj(tokens)) + self_similar(attention.k_proj(tokens))
+    elif attention_variant == "clearclip":
+        mixed = self_similar(attention.q_proj(tokens))
+    else:
+        mixed = self_similar(attention.k_proj(tokens), gaussian_neighbourhood(grid, tokens))
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def gaussian_neighbourhood(grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    """NACLIP's additive attention bias `(1 + h * w, 1 + h * w)`: a Gaussian around each patch, zero for the class token."""
+
+    def axis(size: int) -> torch.Tensor:  # the Gaussian is separable
+        positions = torch.arange(size, device=like.device, dtype=torch.float32)
+        return torch.exp(-((positions[:, None] - positions) ** 2) / (2 * NACLIP_STANDARD_DEVIATION**2))
+
+    patches = torch.kron(axis(grid[0]), axis(grid[1]))
+    return nn.functional.pad(patches, (1, 0, 1, 0)).to(like.dtype)
