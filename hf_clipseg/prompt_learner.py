@@ -1,0 +1,122 @@
+"""Learnable prompts: context tokens in front of class names, read by a frozen CLIP text encoder.
+
+Paper: "Learning to Prompt for Vision-Language Models" (CoOp), Zhou et al. 2022, arXiv 2109.01134; one context is shared by all
+classes, and the name comes last. A sentence is `[BOS] context_1 .. context_m name [EOS]`.
+Deviations: several contexts are encoded at once; sentences are only as long as the longest name needs. That is exact, because
+the text encoder is causal and is read at the end-of-text token, so nothing behind that token is ever seen.
+
+transformers' `CLIPTextModel.forward` takes token ids only, so its steps are replayed here on embeddings:
+token and position embeddings, causal blocks, final layer norm, the end-of-text position, projection.
+"""
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_causal_mask
+
+from .clip_backbone import ClipBackbone
+
+INITIAL_STANDARD_DEVIATION = 0.02
+OLD_EOS_TOKEN_ID = 2
+"""`eos_token_id` of CLIP configurations from before transformers 4.31, which did not name the token in use."""
+
+
+class PromptLearner(nn.Module):
+    """`num_contexts` prompts of `num_tokens` learnable tokens, each shared by all classes.
+
+    Args:
+        num_contexts: how many prompts.
+        num_tokens: learnable tokens in each.
+        width: width of the text encoder (`text_config.hidden_size`).
+
+    The owning model initialises `contexts (num_contexts, num_tokens, width)` in its `_init_weights`, by
+    `INITIAL_STANDARD_DEVIATION`; `start_from_words` sets them to real words instead.
+    """
+
+    def __init__(self, num_contexts: int, num_tokens: int, width: int):
+        super().__init__()
+        if num_contexts < 1 or num_tokens < 1:
+            raise ValueError(f"num_contexts and num_tokens must be at least 1, got {num_contexts} and {num_tokens}.")
+        self.contexts = nn.Parameter(torch.empty(num_contexts, num_tokens, width))
+
+    @torch.no_grad()
+    def start_from_words(self, clip: ClipBackbone, input_ids: torch.Tensor) -> None:
+        """Set every context to the embeddings of real words.
+
+        Args:
+            clip: backbone whose vocabulary the ids belong to.
+            input_ids: `(num_contexts, num_tokens)`, without the start and end tokens.
+        """
+        if input_ids.shape != self.contexts.shape[:2]:
+            raise ValueError(
+                f"input_ids must be (contexts, tokens) = {tuple(self.contexts.shape[:2])}, got {tuple(input_ids.shape)}. "
+                "Leave out the start and end tokens, and give every context the same number of tokens."
+            )
+        self.contexts.copy_(clip.text_model.embeddings.token_embedding(input_ids))
+
+    def forward(self, clip: ClipBackbone, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embedding of every prompt behind every context.
+
+        Args:
+            clip: the backbone, with its text encoder.
+            input_ids: `(prompts, length)`, each `[BOS] words [EOS]` and padding, from the processor.
+
+        Returns:
+            `(num_contexts, prompts, dim)`, L2-normalised. Gradients reach `contexts`, and `clip` where it is not frozen.
+
+        Raises:
+            ValueError: no text encoder, or context and words together are longer than the text encoder reads.
+        """
+        return encode_with_contexts(clip, self.contexts, input_ids)
+
+
+def encode_with_contexts(clip: ClipBackbone, contexts: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """`PromptLearner.forward` for any `contexts (contexts, tokens, width)`."""
+    if clip.text_model is None:
+        raise ValueError("Prompts need the text encoder, and this checkpoint was saved without it. Load the full checkpoint.")
+    text_model = clip.text_model
+    ends = end_of_text(input_ids, text_model.eos_token_id)
+    check_length(int(ends.max()) + 1, contexts.shape[1], text_model.config.max_position_embeddings)
+    words = text_model.embeddings.token_embedding(input_ids[:, : int(ends.max()) + 1])  # (prompts, length, width)
+
+    sentences = insert_contexts(contexts.to(words.dtype), words).flatten(0, 1)  # (contexts * prompts, length, width)
+    ends = (ends + contexts.shape[1]).repeat(len(contexts))
+    hidden_states = text_model.embeddings(inputs_embeds=sentences)
+    mask = create_causal_mask(text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None)
+    hidden_states = text_model.encoder(inputs_embeds=hidden_states, attention_mask=mask, is_causal=True).last_hidden_state
+    pooled = text_model.final_layer_norm(hidden_states[torch.arange(len(ends), device=ends.device), ends])
+    return nn.functional.normalize(clip.text_projection(pooled), dim=-1).unflatten(0, (len(contexts), -1))
+
+
+def insert_contexts(contexts: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """Every context behind the start token of every sentence.
+
+    Args:
+        contexts: `(contexts, tokens, width)`.
+        words: `(prompts, length, width)`, start token first.
+
+    Returns:
+        `(contexts, prompts, length + tokens, width)`.
+    """
+    shape = len(contexts), len(words), -1, -1
+    start, rest = words[:, :1].expand(shape), words[:, 1:].expand(shape)
+    return torch.cat([start, contexts[:, None].expand(shape), rest], dim=2)
+
+
+def end_of_text(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Position `(prompts,)` that CLIP reads its sentence embedding from, by the rule of transformers' `CLIPTextModel`."""
+    if eos_token_id == OLD_EOS_TOKEN_ID:  # the end token is the largest id of the vocabulary
+        return input_ids.argmax(dim=-1)
+    return (input_ids == eos_token_id).int().argmax(dim=-1)  # the first one: padding may use the same id
+
+
+def check_length(length: int, num_tokens: int, limit: int) -> None:
+    """Refuse sentences that have no position embedding.
+
+    Raises:
+        ValueError: `length` tokens of words, start and end, and `num_tokens` of context are more than `limit`.
+    """
+    if length + num_tokens > limit:
+        raise ValueError(
+            f"A class prompt has {length} tokens with its start and end, and {num_tokens} context tokens go in front of its "
+            f"words: together more than the {limit} that the text encoder reads. Shorten the name, or use fewer context tokens."
+        )
