@@ -1,0 +1,71 @@
+"""Decoded, small, square copies of a captioned image set in one memory-mapped file, so that reading is never the slow part.
+
+The file is keyed on everything that decides its content (the source's own description and the size), written under a temporary
+name and renamed when complete. Processes and later runs share it.
+"""
+
+import hashlib
+import json
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+VERSION = 1  # raise when the content of a cache would change for the same key
+
+
+def fit_square(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: the centre square of an RGB image, resized (box filter down, bicubic up)."""
+    method = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BICUBIC
+    return np.asarray(ImageOps.fit(image, (size, size), method=method))
+
+
+class CachedCaptions:
+    """Images (uint8 memory map, (N, size, size, 3)) and captions of `source`, a sequence of `{"image", "captions"}`.
+
+    Args:
+        source: has `__len__`, `__getitem__` and `description` (a JSON-able dict that identifies its content).
+        folder: where cache files live.
+    """
+
+    def __init__(self, source, size: int, folder: str | Path, num_processes: int = 2):
+        self.size = size
+        description = {"version": VERSION, "size": size, "length": len(source), **source.description}
+        key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = Path(folder) / f"captions-{key}"
+        if not self.path.is_dir():
+            self._build(source, description, num_processes)
+        self.captions: list[list[str]] = json.loads((self.path / "captions.json").read_text())
+        self.images = np.load(self.path / "images.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def _build(self, source, description: dict, num_processes: int) -> None:
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        partial.mkdir(parents=True)
+        shape = (len(source), self.size, self.size, 3)
+        np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        ranges = np.array_split(np.arange(len(source)), max(1, min(num_processes, len(source))))
+        jobs = [(source, self.size, str(partial / "images.npy"), int(r[0]), int(r[-1]) + 1) for r in ranges]
+        if len(jobs) == 1:
+            captions = _fill(*jobs[0])
+        else:
+            with get_context("spawn").Pool(len(jobs)) as pool:
+                captions = sum(pool.starmap(_fill, jobs), [])
+        (partial / "captions.json").write_text(json.dumps(captions))
+        (partial / "description.json").write_text(json.dumps(description, indent=2))
+        os.replace(partial, self.path)
+
+
+def _fill(source, size: int, path: str, start: int, stop: int) -> list[list[str]]:
+    images = np.load(path, mmap_mode="r+")
+    captions = []
+    for index in range(start, stop):
+        sample = source[index]
+        images[index] = fit_square(sample["image"], size)
+        captions.append(sample["captions"])
+    images.flush()
+    return captions

@@ -1,0 +1,177 @@
+"""One way to every data set: Toyscapes, a Hub id, or a folder; with masks (`load_source`) or with captions (`load_captions`).
+
+A folder is a Parquet export, an imagefolder with metadata, a `save_to_disk` folder, or two parallel folders `images/` and
+`masks/`.
+`python -m training.data NAME` checks a data set before anything is trained on it.
+"""
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from hf_clipseg.image_io import load_image
+from hf_clipseg.toyscapes_datasets import ToyscapesDataset, code_digest
+
+from .columns import find_column, find_key_column
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def open_dataset(
+    dataset_name: str,
+    split: str,
+    config_name: str | None = None,
+    streaming: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset:
+    """Rows of a Hub data set or folder, random access, images left encoded.
+
+    Args:
+        streaming: read only the first `limit` rows of a Hub data set, and keep them (encoded) in memory.
+        limit: use so many rows, drawn by `seed`; the first ones when streaming.
+
+    Raises:
+        ValueError: unknown split (the message lists those that exist), or streaming without a limit.
+    """
+    folder = Path(dataset_name)
+    if streaming:
+        if limit is None:
+            raise ValueError("streaming needs a number of rows: set limit (--max_train_samples, --limit)")
+        stream = datasets.load_dataset(dataset_name, config_name, split=split, streaming=True)
+        stream = leave_encoded(stream)
+        return datasets.Dataset.from_list(list(itertools.islice(stream, limit)), features=stream.features)
+    if folder.is_dir():
+        dataset = open_folder(folder, split)
+    else:
+        dataset = datasets.load_dataset(dataset_name, config_name, split=split)
+    if limit is not None and limit < len(dataset):
+        dataset = dataset.select(sorted(np.random.default_rng(seed).permutation(len(dataset))[:limit].tolist()))
+    return leave_encoded(dataset)
+
+
+def leave_encoded(dataset):
+    """Images as `{"bytes", "path"}`: decoding is ours, so that a broken file is reported by its key."""
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+def open_folder(folder: Path, split: str) -> datasets.Dataset:
+    """A local folder by what it contains: parallel folders, `save_to_disk`, Parquet, or imagefolder."""
+    for images, masks in (
+        (folder / split / "images", folder / split / "masks"),
+        (folder / "images" / split, folder / "masks" / split),
+        (folder / "images", folder / "masks"),
+    ):
+        if images.is_dir() and masks.is_dir():
+            return open_parallel_folders(images, masks)
+    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+        loaded = datasets.load_from_disk(str(folder))
+        if isinstance(loaded, datasets.Dataset):
+            return loaded
+    else:
+        loaded = datasets.load_dataset(str(folder))
+    if split not in loaded:
+        raise ValueError(f"{folder} has no split {split!r}; it has {list(loaded)}")
+    return loaded[split]
+
+
+def open_parallel_folders(images: Path, masks: Path) -> datasets.Dataset:
+    """Pairs of files with the same name but for the suffix; an image without a mask, or the reverse, is an error."""
+    by_stem = [
+        {
+            path.relative_to(root).with_suffix("").as_posix(): str(path)
+            for path in sorted(root.rglob("*"))
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        }
+        for root in (images, masks)
+    ]
+    unpaired = sorted(by_stem[0].keys() ^ by_stem[1].keys())
+    if unpaired or not by_stem[0]:
+        raise ValueError(f"{images} and {masks} must hold the same names, at least one; without a partner: {unpaired[:5]}")
+    keys = sorted(by_stem[0])
+    columns = {"image": [by_stem[0][key] for key in keys], "mask": [by_stem[1][key] for key in keys], "key": keys}
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+
+
+class CaptionSource:
+    """Images with captions: `source[i]` is `{"image": RGB PIL image, "captions": list of str, "key": str}`.
+
+    `description` identifies the content, for caches.
+    """
+
+    def __init__(
+        self, dataset: datasets.Dataset, image_column: str | None, caption_column: str | None, description: dict[str, Any]
+    ):
+        self.dataset = dataset
+        self.image_column = find_column(dataset.column_names, "image", image_column)
+        self.caption_column = find_column(dataset.column_names, "caption", caption_column)
+        self.key_column = find_key_column(dataset.column_names)
+        self.description = description | {"columns": [self.image_column, self.caption_column]}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.dataset[index]
+        key = str(row[self.key_column]) if self.key_column else str(index)
+        captions = row[self.caption_column]
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        return {"image": read_image(row[self.image_column], key), "captions": captions, "key": key}
+
+
+class ToyscapesCaptions:
+    """Toyscapes scenes and close-ups as a `CaptionSource`; drawn when they are asked for."""
+
+    def __init__(self, scenes: ToyscapesDataset):
+        self.scenes = scenes
+        self.description = {"dataset": "toyscapes", "code": code_digest(), **scenes.settings()}
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scene = self.scenes[index]
+        return {"image": Image.fromarray(scene.image), "captions": [scene.caption], "key": scene.key}
+
+
+def read_image(value: Any, key: str) -> Image.Image:
+    """An encoded image (or a PIL image) as RGB; a broken one is reported with its key."""
+    content = value if not isinstance(value, dict) else value["bytes"] if value["bytes"] is not None else value["path"]
+    try:
+        return load_image(content)
+    except ValueError as error:
+        raise ValueError(f"image {key!r}: {error}") from error
+
+
+def load_captions(
+    dataset_name: str,
+    split: str,
+    config_name: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    streaming: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    **toyscapes_options: Any,
+) -> CaptionSource | ToyscapesCaptions:
+    """Image-caption pairs of Toyscapes, a Hub data set or a folder.
+
+    Args:
+        limit, streaming, seed: see `open_dataset`.
+        toyscapes_options: `size`, `omission_rate` and `closeup_rate` of `ToyscapesDataset`; other data sets have no use for them.
+    """
+    if dataset_name == "toyscapes":
+        return ToyscapesCaptions(ToyscapesDataset(split, num_samples=limit, seed=seed, **toyscapes_options))
+    dataset = open_dataset(dataset_name, split, config_name, streaming, limit, seed)
+    description = {"dataset": dataset_name, "fingerprint": dataset._fingerprint}
+    return CaptionSource(dataset, image_column, caption_column, description)
