@@ -21,6 +21,9 @@ from .upsampling import upsample, upsample_argmax
 REFINEMENTS = {"pamr": pamr}
 """Name -> function of `(images (1, 3, H, W), probabilities (1, C, H, W))` that returns refined probabilities."""
 
+REFINEMENT_SIDE = 640
+"""Refinement works at most at this size (longer side): its memory grows with the area, and photographs do not need more."""
+
 
 class SegmentationImageKwargs(ImagesKwargs, total=False):
     """
@@ -152,11 +155,13 @@ class SegmentationImageProcessor(PilBackend):
 
 def refined_labels(logits: torch.Tensor, size: tuple[int, int], image, refinement: str) -> torch.Tensor:
     """Refine the classes that win somewhere; refining the others would only cost time and memory."""
-    pixels = load_image(image).resize((size[1], size[0]))
+    shrink = min(1.0, REFINEMENT_SIDE / max(size))
+    work_size = tuple(max(1, round(side * shrink)) for side in size)
+    pixels = load_image(image).resize(work_size[::-1])
     pixels = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).to(logits.device)
     present = upsample_argmax(logits, size).unique()
-    probabilities = upsample(logits[present], size).softmax(dim=0)
-    return present[REFINEMENTS[refinement](pixels[None], probabilities[None])[0].argmax(dim=0)]
+    probabilities = upsample(logits[present], work_size).softmax(dim=0)
+    return present[upsample_argmax(REFINEMENTS[refinement](pixels[None], probabilities[None])[0], size)]
 
 
 def output_size(image_size: tuple[int, int], size: SizeDict, size_divisor: int | None) -> tuple[int, int]:
