@@ -63,29 +63,6 @@ def local_affinity(images: torch.Tensor, dilations: tuple[int, ...] = DILATIONS)
     return torch.stack(kernel, dim=1).softmax(1)
 
 
-def refine_scores(
-    logits: torch.Tensor, image: torch.Tensor, class_ids: torch.Tensor, iterations: int = 10, max_side: int = 640
-) -> torch.Tensor:
-    """Class probabilities of one image, refined with its colours, for the classes that matter only.
-
-    Args:
-        logits: `(C, h, w)` class scores on any grid, at the scale at which their softmax is meaningful.
-        image: `(3, H, W)` pixels, any size and value range.
-        class_ids: `(K,)` the classes that take part, usually `labels.unique()` of the unrefined label map: 1,000
-            classes then cost no more than those that won somewhere.
-        max_side: work at most at this size (pixels of the longer side of the image).
-
-    Returns:
-        `(K, h', w')` float32 probabilities at the working size; up-sample and take the argmax, then look it up in
-        `class_ids`.
-    """
-    shrink = min(1.0, max_side / max(image.shape[-2:]))
-    size = tuple(max(1, round(side * shrink)) for side in image.shape[-2:])
-    pixels = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=shrink < 1)
-    scores = F.interpolate(logits[None, class_ids].float(), size=size, mode="bilinear", align_corners=False)
-    return pamr(pixels, scores.softmax(1), iterations)[0]
-
-
 def _propagate(masks, weights, iterations: int, dilations) -> torch.Tensor:
     for _ in range(iterations):
         neighbours = _neighbours(_pad(masks, max(dilations)), dilations)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_clipseg.refinement import SOFTNESS, local_affinity, pamr, refine_scores
+from hf_clipseg.refinement import SOFTNESS, local_affinity, pamr
 
 
 def pamr_by_loops(image, masks, iterations, dilations):
@@ -90,25 +90,12 @@ def test_a_blurred_contour_moves_to_the_edge_of_the_image():
     """Coarse scores put the contour 4 pixels beside the colour edge; PAMR pulls it back."""
     edge = 36
     truth = (torch.arange(64) >= edge).expand(64, 64)
-    coarse = torch.zeros(2, 8, 8)
-    coarse[0, :, :4], coarse[1, :, 4:] = 2.0, 2.0  # contour at 32
-    before = torch.nn.functional.interpolate(coarse[None], size=(64, 64), mode="bilinear")[0].argmax(0) == 1
-    after = refine_scores(coarse, two_colours(edge), torch.tensor([0, 1])).argmax(0) == 1
+    coarse = torch.zeros(1, 2, 8, 8)
+    coarse[:, 0, :, :4], coarse[:, 1, :, 4:] = 2.0, 2.0  # contour at 32
+    masks = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear").softmax(1)
+    before, after = masks[0].argmax(0) == 1, pamr(two_colours(edge)[None], masks)[0].argmax(0) == 1
     assert (before != truth).float().mean() > 0.05
     assert (after != truth).float().mean() < 0.01
-
-
-def test_only_the_chosen_classes_are_refined():
-    logits, image = torch.randn(200, 4, 6), torch.rand(3, 40, 60)
-    result = refine_scores(logits, image, torch.tensor([3, 150, 7]))
-    assert result.shape == (3, 40, 60)
-    torch.testing.assert_close(result, refine_scores(logits[[3, 150, 7]], image, torch.arange(3)))
-
-
-def test_large_images_are_refined_at_a_bounded_size():
-    logits, image = torch.randn(2, 4, 4), torch.rand(3, 300, 100)
-    assert refine_scores(logits, image, torch.arange(2), iterations=1, max_side=60).shape == (2, 60, 20)
-    assert refine_scores(logits, torch.rand(3, 1, 1), torch.arange(2)).shape == (2, 1, 1)
 
 
 @pytest.mark.parametrize(
