@@ -8,9 +8,9 @@ A pixel looks at its 8 neighbours at each of several dilations. Neighbour j weig
 with sigma_i the standard deviation of that channel over the neighbourhood, and a map becomes the weighted mean of its
 neighbours, several times. Because of sigma, the result does not depend on the range or the offset of the pixel values.
 
-Deviations: sigma is taken over the neighbours and the pixel itself once (public code repeats it once per dilation), and
-borders repeat the edge pixel. All arithmetic is fp32. Channels never mix, so they are refined in chunks: memory is that
-of the affinity, `8 * len(dilations)` floats a pixel, and of one chunk.
+As in the authors' code, sigma counts the pixel itself once per dilation, and borders repeat the edge pixel. Ours: all
+arithmetic is fp32, and class maps, which never mix, are refined in chunks: memory is that of the affinity,
+`8 * len(dilations)` floats a pixel, and of one chunk.
 """
 
 import torch
@@ -51,11 +51,10 @@ def local_affinity(images: torch.Tensor, dilations: tuple[int, ...] = DILATIONS)
     """`(B, 3, H, W)` images -> `(B, 8 * len(dilations), H, W)` float32 weights that sum to 1 over the neighbours."""
     images = images.float()
     padded = _pad(images, max(dilations))
-    count = 8 * len(dilations) + 1
+    count = 9 * len(dilations)
     # Several passes over views of the neighbours: a stack of them would hold 3 * 8 * len(dilations) images.
-    mean = images + sum(_neighbours(padded, dilations), torch.zeros_like(images))
-    mean /= count
-    variance = (images - mean) ** 2
+    mean = sum(_neighbours(padded, dilations), len(dilations) * images) / count
+    variance = len(dilations) * (images - mean) ** 2
     for neighbour in _neighbours(padded, dilations):
         variance += (neighbour - mean) ** 2
     scale = SOFTNESS * (variance / (count - 1)).sqrt() + 1e-8

@@ -24,7 +24,7 @@ def pamr_by_loops(image, masks, iterations, dilations):
             for x in range(width):
                 places = list(neighbours(y, x))
                 values = np.array([image[:, j, i] for j, i in places])
-                sigma = np.vstack([values, image[:, y, x]]).std(0, ddof=1)
+                sigma = np.vstack([values, *[image[:, y, x]] * len(dilations)]).std(0, ddof=1)
                 kernel = -(np.abs(values - image[:, y, x]) / (SOFTNESS * sigma + 1e-8)).mean(1)
                 weights = np.exp(kernel - kernel.max())
                 weights /= weights.sum()
