@@ -118,6 +118,13 @@ class SegmentationImageProcessor(PilBackend):
             images = [self.normalize(image, image_mean, image_std) for image in images]
         return images
 
+    def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
+        """Crop as OpenAI's code does: transformers rounds half a pixel down, torchvision rounds it to even."""
+        if image.shape[-2] < size.height or image.shape[-1] < size.width:
+            return super().center_crop(image, size, **kwargs)
+        top, left = (round((side - crop) / 2) for side, crop in zip(image.shape[-2:], (size.height, size.width), strict=True))
+        return image[..., top : top + size.height, left : left + size.width]
+
     def post_process_semantic_segmentation(
         self,
         outputs,

@@ -7,7 +7,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast
 
-WORDS = "a an the photo picture of there is in scene close-up background many sky sea boat ship grass tree car person red".split()
+WORDS = (
+    "a an the photo picture of there is in scene close-up background many sky sea boat ship grass tree car person red".split()
+)
 SPECIAL = ["<|startoftext|>", "<|endoftext|>", "<pad>", "<unk>"]
 
 
