@@ -14,6 +14,7 @@ from torch import nn
 from transformers.masking_utils import create_causal_mask
 
 from .clip_backbone import ClipBackbone
+from .text_bank import average_templates
 
 INITIAL_STANDARD_DEVIATION = 0.02
 OLD_EOS_TOKEN_ID = 2
@@ -40,18 +41,27 @@ class PromptLearner(nn.Module):
 
     @torch.no_grad()
     def start_from_words(self, clip: ClipBackbone, input_ids: torch.Tensor) -> None:
-        """Set every context to the embeddings of real words.
+        """Set the last tokens of every context, those next to the class name, to the embeddings of real words.
 
         Args:
             clip: backbone whose vocabulary the ids belong to.
-            input_ids: `(num_contexts, num_tokens)`, without the start and end tokens.
+            input_ids: `(num_contexts, words)` with at most `num_tokens` words, without the start and end tokens.
         """
-        if input_ids.shape != self.contexts.shape[:2]:
+        num_contexts, num_tokens, _ = self.contexts.shape
+        if input_ids.dim() != 2 or len(input_ids) != num_contexts or not 1 <= input_ids.shape[1] <= num_tokens:
             raise ValueError(
-                f"input_ids must be (contexts, tokens) = {tuple(self.contexts.shape[:2])}, got {tuple(input_ids.shape)}. "
+                f"input_ids must be (contexts, words) = ({num_contexts}, 1 to {num_tokens}), got {tuple(input_ids.shape)}. "
                 "Leave out the start and end tokens, and give every context the same number of tokens."
             )
-        self.contexts.copy_(clip.text_model.embeddings.token_embedding(input_ids))
+        self.contexts[:, -input_ids.shape[1] :] = clip.text_model.embeddings.token_embedding(input_ids)
+
+    def encode_names(self, clip: ClipBackbone, input_ids: torch.Tensor, name_ids: torch.Tensor) -> torch.Tensor:
+        """`forward`, averaged over the prompts of each name: `(num_contexts, names, dim)`, L2-normalised.
+
+        Args:
+            name_ids: `(prompts,)`, the name of each prompt; see `text_bank.average_templates`.
+        """
+        return torch.stack([average_templates(embeds, name_ids) for embeds in self(clip, input_ids)])
 
     def forward(self, clip: ClipBackbone, input_ids: torch.Tensor) -> torch.Tensor:
         """Embedding of every prompt behind every context.

@@ -74,6 +74,25 @@ def test_any_names_and_any_contexts(data):
     torch.testing.assert_close(learner(backbone, sentences(names)), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_fewer_words_than_tokens_stand_next_to_the_name():
+    _, backbone = clip_pair()
+    learner = PromptLearner(2, 4, 32)
+    torch.nn.init.zeros_(learner.contexts)
+    learner.start_from_words(backbone, torch.tensor([[5, 6], [7, 8]]))
+    table = backbone.text_model.embeddings.token_embedding.weight
+    assert torch.equal(learner.contexts[1, 2:], table[7:9]) and not learner.contexts[:, :2].any()
+
+
+def test_templates_of_a_name_are_averaged_behind_every_context():
+    _, backbone = clip_pair()
+    learner = PromptLearner(2, 4, 32)
+    torch.nn.init.normal_(learner.contexts)
+    prompts = learner(backbone, sentences(NAMES))
+    names = learner.encode_names(backbone, sentences(NAMES), torch.tensor([0, 1, 0]))
+    torch.testing.assert_close(names[:, 1], prompts[:, 1])
+    torch.testing.assert_close(names[:, 0], torch.nn.functional.normalize(prompts[:, 0] + prompts[:, 2], dim=-1))
+
+
 def test_padding_beyond_the_longest_name_changes_nothing_and_costs_nothing():
     _, backbone = clip_pair()
     learner = PromptLearner(2, 4, 32)
@@ -144,8 +163,9 @@ def test_impossible_prompts_are_refused():
     with pytest.raises(ValueError, match="has 17 tokens .* and 4 context tokens .* more than the 20"):
         learner(backbone, sentences([[5] * 15]))
     assert learner(backbone, sentences([[5] * 14])).shape == (1, 1, 24)
-    with pytest.raises(ValueError, match=r"= \(1, 4\), got \(1, 3\)"):
-        learner.start_from_words(backbone, torch.tensor([[1, 2, 3]]))
+    for wrong in ([[1, 2, 3, 4, 5]], [[1], [2]], [[]]):
+        with pytest.raises(ValueError, match=r"= \(1, 1 to 4\), got"):
+            learner.start_from_words(backbone, torch.tensor(wrong, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least 1, got 0 and 4"):
         PromptLearner(0, 4, 32)
     backbone.text_model = None
