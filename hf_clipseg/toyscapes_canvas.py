@@ -93,11 +93,11 @@ def _diagonal_light() -> Image.Image:
     return Image.fromarray(np.dstack([level, level, level, alpha]), "RGBA")
 
 
-@lru_cache(maxsize=1)
-def _soft_disc() -> Image.Image:
-    disc = Image.new("L", (96, 96))
-    ImageDraw.Draw(disc).ellipse((22, 22, 74, 74), fill=255)
-    return disc.filter(ImageFilter.GaussianBlur(10))
+@lru_cache(maxsize=8)
+def _soft_disc(strength: float) -> Image.Image:
+    disc = Image.new("L", (192, 192))
+    ImageDraw.Draw(disc).ellipse((44, 44, 148, 148), fill=int(255 * strength))
+    return disc.filter(ImageFilter.GaussianBlur(20))
 
 
 class Pen:
@@ -185,17 +185,17 @@ class Canvas:
 
     Args:
         height, width: size of the finished scene in pixels.
-        night: grade the finished picture to night, except where something glows.
+        time: "day", "sunset" or "night"; the finished picture is graded to it, except where something glows.
     """
 
-    def __init__(self, height: int, width: int, night: bool = False):
-        self.height, self.width, self.night = height, width, night
+    def __init__(self, height: int, width: int, time: str = "day"):
+        self.height, self.width, self.time, self.night = height, width, time, time == "night"
         self.size = (width * SUPERSAMPLING, height * SUPERSAMPLING)
         self.unit = min(self.size)
         self.colour = Image.new("RGB", self.size)
         self.instances = Image.new("L", self.size)
         self.parts = Image.new("L", self.size)
-        self.glow = Image.new("L", self.size) if night else None
+        self.glow = Image.new("L", self.size) if self.night else None
 
     def pixels(self, points) -> list[Point]:
         return [(x * self.size[0], y * self.size[1]) for x, y in points]
@@ -227,12 +227,25 @@ class Canvas:
         """A blurred ellipse of colour (a shadow, a halo); it changes no label. Extents in short sides."""
         extent = (max(2, int(width * self.unit * 1.8)), max(2, int(height * self.unit * 1.8)))
         corner = (round(x * self.size[0] - extent[0] / 2), round(y * self.size[1] - extent[1] / 2))
-        alpha = _soft_disc().resize(extent, Image.Resampling.BILINEAR).point([int(v * strength) for v in range(256)])
+        alpha = _soft_disc(strength).resize(extent, Image.Resampling.NEAREST)
         self.colour.paste(colour, (*corner, corner[0] + extent[0], corner[1] + extent[1]), alpha)
+
+    def veil(self, points, colour: Colour, strength: float) -> None:
+        """Tint the polygon `points` with a share `strength` of `colour`: haze, foam. It changes no label."""
+        placed = self.pixels(points)
+        top = max(0, int(min(y for _, y in placed)))
+        bottom = min(self.size[1], int(max(y for _, y in placed)) + 1)
+        alpha = Image.new("L", (self.size[0], max(1, bottom - top)))
+        ImageDraw.Draw(alpha).polygon([(x, y - top) for x, y in placed], fill=int(255 * strength))
+        self.colour.paste(colour, (0, top, self.size[0], top + alpha.size[1]), alpha)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The picture (height, width, 3), the instance ids and the part ids (height, width), all uint8."""
-        picture = _graded(self.colour, self.glow) if self.night else self.colour
+        picture = self.colour
+        if self.night:
+            picture = _night(picture, self.glow)
+        elif self.time == "sunset":
+            picture = picture.point(_SUNSET_TABLE)
         picture = picture.reduce(SUPERSAMPLING)
         # Each label is the sample nearest to the pixel's centre: labels are never blended.
         instances = np.ascontiguousarray(np.asarray(self.instances)[1::SUPERSAMPLING, 1::SUPERSAMPLING])
@@ -240,11 +253,17 @@ class Canvas:
         return np.asarray(picture), instances, parts
 
 
-_NIGHT_TABLE = [int(level * gain + lift) for gain, lift in ((0.44, 2), (0.50, 6), (0.72, 22)) for level in range(256)]
+def _grading(gains, lifts) -> list[int]:
+    """Table for `Image.point`: level * gain + lift for each channel."""
+    return [min(255, int(level * gain + lift)) for gain, lift in zip(gains, lifts, strict=True) for level in range(256)]
 
 
-def _graded(colour: Image.Image, glow: Image.Image) -> Image.Image:
-    """Night: dark and blue, except in what glows and softly around it."""
+_NIGHT_TABLE = _grading((0.52, 0.58, 0.78), (4, 8, 26))
+_SUNSET_TABLE = _grading((1.0, 0.9, 0.84), (10, 2, 6))
+
+
+def _night(colour: Image.Image, glow: Image.Image) -> Image.Image:
+    """Dark and blue, except in what glows and softly around it."""
     halo = glow.reduce(8).resize(glow.size, Image.Resampling.BILINEAR).point([level // 2 for level in range(256)])
     return Image.composite(colour, colour.point(_NIGHT_TABLE), ImageChops.lighter(glow, halo))
 
@@ -252,4 +271,4 @@ def _graded(colour: Image.Image, glow: Image.Image) -> Image.Image:
 def palette_colour(dice: Dice, names) -> tuple[str, Colour]:
     """One of the named colours, slightly varied, with its name for the caption."""
     name = dice.choice(names)
-    return name, vary(COLOURS[name], dice, 14)
+    return name, vary(COLOURS[name], dice, 5 if name in ("white", "grey", "black") else 14)

@@ -122,7 +122,7 @@ def _joined(clauses: list[str], dice: Dice) -> str:
     if len(clauses) == 1:
         return clauses[0]
     if len(clauses) == 2:
-        return dice.choice(("{} and {}", "{} and {}", "{} with {}", "{} next to {}", "{} near {}")).format(*clauses)
+        return dice.choice(("{} and {}", "{} and {}", "{} beside {}", "{} next to {}", "{} near {}")).format(*clauses)
     link = dice.choice((", ", ", ", " with "))
     return clauses[0] + link + ", ".join(clauses[1:-1]) + " and " + clauses[-1]
 

@@ -14,7 +14,7 @@ import PIL
 from PIL import Image
 
 from .toyscapes_canvas import Dice
-from .toyscapes_scenes import SPLITS, ToyScene, check_request, render
+from .toyscapes_render import SPLITS, ToyScene, check_request, render
 from .toyscapes_vocabulary import CLASS_NAMES
 
 TOYSCAPES_VERSION = "1.0"

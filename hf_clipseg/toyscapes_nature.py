@@ -41,7 +41,7 @@ def _conifer(pen: Pen, colour: Colour) -> None:
 
 def draw_flower(pen: Pen, dice: Dice, colour: Colour) -> Look:
     green = vary((72, 150, 74), dice, 16)
-    pen.polygon([(0.45, 1), (0.45, 0.4), (0.55, 0.4), (0.55, 1)], green, "stem")
+    pen.polygon([(0.44, 1), (0.44, 0.4), (0.56, 0.4), (0.56, 1)], green, "stem")
     pen.polygon([(0.5, 0.96), (0.2, 0.84), (0.08, 0.66), (0.34, 0.72)], green, "leaf")
     pen.polygon([(0.5, 0.98), (0.8, 0.88), (0.94, 0.7), (0.66, 0.76)], darker(green, 0.15), "leaf")
     heart = (250, 200, 70) if colour[0] < 245 or colour[1] < 180 else (150, 92, 52)
@@ -219,7 +219,7 @@ def draw_person(pen: Pen, dice: Dice, colour: Colour) -> Look:
     dress = dice.chance(0.4)
     long_hair = dress or dice.chance(0.2)
     if long_hair:
-        pen.round_box(0.26, 0.06, 0.74, 0.38, 0.08, hair, "head")
+        pen.round_box(0.24, 0.04, 0.76, 0.31, 0.09, hair, "head")
     for side in (-1, 1):
         reach = dice.uniform(0.3, 0.46)
         x = 0.5 + side * reach

@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageDraw
 
 from .toyscapes_canvas import Canvas, Colour, Dice, vary
 
-_TILE = 512  # pixels of a master tile, which covers _TILE_UNITS short sides of a scene
+_TILE = 480  # pixels of a master tile, which covers _TILE_UNITS short sides of a scene
 _TILE_UNITS = 2
 
 
@@ -52,8 +52,7 @@ def _wisps(rng) -> np.ndarray:
 
 
 def _waves(rng) -> np.ndarray:
-    waves = _octaves(rng, 32, 4, 2)
-    return np.where(waves > 0.66, 1.0, waves * 0.75)
+    return 0.8 * _octaves(rng, 40, 6, 2)
 
 
 def _blades(rng) -> np.ndarray:
@@ -75,13 +74,21 @@ def _drifts(rng) -> np.ndarray:
 
 
 def _ears(rng) -> np.ndarray:
-    """Upright stalks in rows, each row with bright ears on top."""
-    y, x = np.mgrid[:_TILE, :_TILE]
-    row, column = y // 32, x // 16
-    offset = (rng.integers(0, 12, (16, 32)))[row, column]
-    depth = (y % 32 + offset) % 32
-    middle = 1 - np.abs(x % 16 - 7.5) / 8
-    return np.clip(0.25 + 0.75 * middle * np.where(depth < 18, 1.0, 0.35), 0, 1)
+    """Overlapping ears of wheat on stalks, back rows first."""
+    shifts, levels = rng.integers(-6, 7, (24, 24)), rng.integers(150, 240, (24, 24))
+    picture = Image.new("L", (_TILE, _TILE), 70)
+    draw = ImageDraw.Draw(picture)
+    for top in range(-40, _TILE, 20):
+        for x in range(-12, _TILE + 12, 24):
+            # Positions repeat after one tile, so that the left and right (and upper and lower) edges meet.
+            column, row = (x + 12) // 24 % 20, top // 20 % 24
+            level = int(levels[row, column])
+            left, upper = x + int(shifts[row, column]) + 12 * (row % 2), top + int(shifts[column, row])
+            draw.rectangle((left - 2, upper + 20, left + 2, upper + 48), fill=level - 60)
+            for k in range(4):
+                draw.ellipse((left - 8, upper + 6 * k, left, upper + 6 * k + 9), fill=level - 30)
+                draw.ellipse((left, upper + 6 * k, left + 8, upper + 6 * k + 9), fill=level)
+    return np.asarray(picture) / 255
 
 
 def _leaves(rng) -> np.ndarray:
@@ -100,21 +107,21 @@ def _leaves(rng) -> np.ndarray:
 
 def _bricks(rng) -> np.ndarray:
     """Rows of bricks of different tones; the mortar is the top of the palette."""
-    tones = rng.random((16, 8))
+    tones = rng.random((20, 10))
     y, x = np.mgrid[:_TILE, :_TILE]
-    row = y // 32
-    shifted = (x + 32 * (row % 2)) % _TILE
-    mortar = (y % 32 < 5) | (shifted % 64 < 5)
-    tone = 0.12 + 0.5 * tones[row, shifted // 64] + 0.1 * _value_noise(rng, 64, 64)
+    row = y // 24
+    shifted = (x + 24 * (row % 2)) % _TILE
+    mortar = (y % 24 < 4) | (shifted % 48 < 4)
+    tone = 0.12 + 0.5 * tones[row, shifted // 48] + 0.1 * _value_noise(rng, 64, 64)
     return np.where(mortar, 1.0, tone)
 
 
 def _planks(rng) -> np.ndarray:
     """Horizontal boards with grain, dark gaps and staggered ends."""
-    tones, ends = rng.random(8), rng.integers(0, _TILE, 8)
+    tones, ends = rng.random(10), rng.integers(0, _TILE, 10)
     y, x = np.mgrid[:_TILE, :_TILE]
-    row = y // 64
-    gap = (y % 64 < 5) | (np.abs((x - ends[row]) % 256) < 5)
+    row = y // 48
+    gap = (y % 48 < 4) | ((x - ends[row]) % 240 < 4)
     grain = 0.3 + 0.35 * tones[row] + 0.35 * _octaves(rng, 128, 3, 1)
     return np.where(gap, 0.0, grain)
 
@@ -133,7 +140,7 @@ _TILES = {
 }
 
 SURFACES = {
-    "sky": Surface("wisps", 0.22, 0.78, (
+    "sky": Surface("wisps", 0.3, 0.7, (
         ("blue", ((58, 128, 218), (128, 186, 240), (214, 234, 248))),
         ("blue", ((92, 168, 232), (168, 212, 244), (236, 244, 246))),
         ("grey", ((128, 140, 158), (170, 180, 192), (214, 218, 222))),
@@ -209,7 +216,8 @@ def _tile(name: str, unit: int, span: int, mirrored: bool) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _ramp(width: int, height: int, span: int) -> Image.Image:
-    return Image.linear_gradient("L").point([level * span // 255 for level in range(256)]).resize((width, height))
+    gradient = Image.linear_gradient("L").point([level * span // 255 for level in range(256)])
+    return gradient.resize((width, height), Image.Resampling.NEAREST)
 
 
 def _crop(tile: Image.Image, size: tuple[int, int], x: int, y: int) -> Image.Image:
