@@ -7,8 +7,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_mask_clip import MaskClipConfig
+from .configuration_mvp_seg import MvpSegConfig
 from .image_processing_segmentation import SegmentationImageProcessor
 from .modeling_mask_clip import MaskClipForSemanticSegmentation
+from .modeling_mvp_seg import MvpSegForSemanticSegmentation
 from .outputs import SegmentationOutput
 from .processing_segmentation import SegmentationProcessor
 
@@ -16,6 +18,7 @@ __version__ = "0.1.0"
 
 METHODS = {
     MaskClipConfig: MaskClipForSemanticSegmentation,
+    MvpSegConfig: MvpSegForSemanticSegmentation,
 }
 """Every method: its configuration and its model class."""
 
@@ -32,6 +35,8 @@ __all__ = [
     "METHODS",
     "MaskClipConfig",
     "MaskClipForSemanticSegmentation",
+    "MvpSegConfig",
+    "MvpSegForSemanticSegmentation",
     "SegmentationImageProcessor",
     "SegmentationOutput",
     "SegmentationProcessor",
