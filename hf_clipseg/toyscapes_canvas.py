@@ -18,6 +18,7 @@ from .toyscapes_vocabulary import COLOURS, PART_IDS
 SUPERSAMPLING = 2
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
+_FRAME = ((0, 0), (1, 0), (1, 1), (0, 1))
 _CIRCLE = tuple((math.cos(2 * math.pi * k / 28), math.sin(2 * math.pi * k / 28)) for k in range(28))
 
 
@@ -202,17 +203,13 @@ class Canvas:
 
     def fill(self, texture: Image.Image, points, instance: int) -> None:
         """Paint `texture` (canvas-sized) inside the polygon `points`, or everywhere when `points` is None."""
-        if points is None:
-            self.colour.paste(texture, (0, 0))
-            self.instances.paste(instance, (0, 0, *self.size))
-            return
-        placed = self.pixels(points)
+        placed = self.pixels(points or _FRAME)
         mask = Image.new("L", self.size)
         ImageDraw.Draw(mask).polygon(placed, fill=255)
         self.colour.paste(texture, (0, 0), mask)
         ImageDraw.Draw(self.instances).polygon(placed, fill=instance)
-        if self.night:
-            ImageDraw.Draw(self.glow).polygon(placed, fill=0)
+        for plane in (self.parts, self.glow) if self.night else (self.parts,):
+            ImageDraw.Draw(plane).polygon(placed, fill=0)  # what lay here before is covered
 
     def stamp(self, pen: Pen, x: float, y: float, instance: int) -> None:
         """Lay the pen's layer down with its centre at (x, y)."""

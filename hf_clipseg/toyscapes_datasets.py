@@ -114,10 +114,11 @@ def _generate_ranges(settings: dict, ranges: list[tuple[int, int]]) -> Iterator[
 
 
 def code_digest() -> str:
-    """Digest of what decides the pixels: the version, the drawing modules and Pillow's version."""
+    """Digest of what decides a sample: the version, the modules that draw and write, and Pillow's version."""
     digest = hashlib.sha256(f"{TOYSCAPES_VERSION} {PIL.__version__}".encode())
-    for path in sorted(Path(__file__).parent.glob("toyscapes*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(Path(__file__).parent.glob("toyscapes_*.py")):
+        if path.stem != "toyscapes_export":
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -6,11 +6,14 @@ interrupted export leaves no half file under a final name.
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import datasets
 from PIL import Image
 
+from .palette import palette
 from .toyscapes_datasets import ToyscapesDataset, load_toyscapes, png_bytes
 from .toyscapes_render import render
 from .toyscapes_vocabulary import CLASS_NAMES
@@ -42,17 +45,20 @@ def export_parquet(folder: str | Path, scenes: Iterable[ToyscapesDataset], num_p
     """
     written = []
     for part in scenes:
-        rows = load_toyscapes(**part.settings(), num_proc=num_proc)
-        count = -(-len(rows) // ROWS_PER_SHARD)
-        names = [f"{part.split}-{k:05d}-of-{count:05d}.parquet" for k in range(count)]
-        paths = [Path(folder) / "data" / name for name in names]
-        for k, path in enumerate(paths):
-            shard = rows.shard(count, k, contiguous=True)
-            write_atomically(path, shard.to_parquet)
-        for stale in set(path.parent.glob(f"{part.split}-*-of-*.parquet")) - set(paths):
-            stale.unlink()
-        written += paths
+        with tempfile.TemporaryDirectory() as cache:  # the rows would otherwise stay in the user's cache a second time
+            rows = load_toyscapes(**part.settings(), num_proc=num_proc, cache_dir=cache)
+            written += _write_shards(Path(folder) / "data", part.split, rows)
     return written
+
+
+def _write_shards(folder: Path, split: str, rows: datasets.Dataset) -> list[Path]:
+    count = -(-len(rows) // ROWS_PER_SHARD)
+    paths = [folder / f"{split}-{k:05d}-of-{count:05d}.parquet" for k in range(count)]
+    for k, path in enumerate(paths):
+        write_atomically(path, rows.shard(count, k, contiguous=True).to_parquet)
+    for stale in set(folder.glob(f"{split}-*-of-*.parquet")) - set(paths):
+        stale.unlink()
+    return paths
 
 
 def export_imagefolder(folder: str | Path, scenes: Iterable[ToyscapesDataset]) -> Path:
@@ -87,15 +93,6 @@ def _write_pair(folder: Path, scene) -> dict:
     return names | words | {"key": scene.key}
 
 
-def class_colours() -> list[tuple[int, int, int]]:
-    """A distinct colour per class for masks in the contact sheet: hues a golden section apart, three brightnesses."""
-    colours = []
-    for class_id in range(len(CLASS_NAMES)):
-        hue = int(255 * (class_id * 0.618034 % 1))
-        colours.append(Image.new("HSV", (1, 1), (hue, (150, 200, 110)[class_id % 3], (240, 190, 220)[class_id % 3])))
-    return [colour.convert("RGB").getpixel((0, 0)) for colour in colours]
-
-
 def write_contact_sheet(
     path: str | Path, seed: int = 0, first: int = 0, columns: int = 6, rows: int = 3, size: int = 192
 ) -> Path:
@@ -104,12 +101,12 @@ def write_contact_sheet(
         raise ValueError(f"a contact sheet needs at least one column and one row, got {columns} x {rows}")
     gap = 4
     sheet = Image.new("RGB", (columns * (size + gap) + gap, rows * (2 * size + 2 * gap + 6) + gap), (255, 255, 255))
-    palette = [level for colour in class_colours() for level in colour]
+    colours = palette(len(CLASS_NAMES)).ravel().tolist()
     for k in range(columns * rows):
         scene = render(seed, first + k, size, size)
         x, y = gap + (k % columns) * (size + gap), gap + (k // columns) * (2 * size + 2 * gap + 6)
         mask = Image.fromarray(scene.mask)
-        mask.putpalette(palette)
+        mask.putpalette(colours)
         sheet.paste(Image.fromarray(scene.image), (x, y))
         sheet.paste(mask.convert("RGB"), (x, y + size + gap))
     write_atomically(Path(path), lambda temporary: sheet.save(temporary, "PNG", optimize=True))

@@ -70,8 +70,9 @@ def render(
         caption = write_closeup_caption(scene.placed, words)
     else:
         caption = write_caption(scene.placed, scene.time, omission_rate, words)
+    key = f"toyscapes-{seed}-{split}-{index:08d}" + ("-closeup" if closeup else "")
     labels = tuple(sorted(CLASS_IDS[name] for name in visible_classes(scene.placed)))
-    return ToyScene(image, mask, part_mask, labels, caption, f"toyscapes-{seed}-{split}-{index:08d}")
+    return ToyScene(image, mask, part_mask, labels, caption, key)
 
 
 def _finish(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
