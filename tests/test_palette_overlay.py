@@ -65,13 +65,15 @@ def test_overlay_extremes(opacity):
     assert tuple(result[5, 5]) == (class_color(0) if opacity else (200, 0, 0))
 
 
-@pytest.mark.parametrize("height", [40, 1600])
-def test_boundaries_are_white_lines_that_grow_with_the_image(height):
-    image = Image.new("RGB", (2000 if height > 100 else 60, height), (200, 0, 0))
-    mask = halves(height=height, width=image.width)
-    white = (np.asarray(overlay(image, mask)) == 255).all(-1)
-    assert white[:, image.width // 2 - 1].all()
-    assert white.sum() == height * max(1, height // 400)
+@pytest.mark.parametrize("side", [60, 1600])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_boundaries_are_white_lines_that_grow_with_the_image(side, transposed):
+    mask = halves(height=side, width=side)
+    mask = mask.T if transposed else mask
+    white = (np.asarray(overlay(Image.new("RGB", (side, side), (200, 0, 0)), mask)) == 255).all(-1)
+    white = white.T if transposed else white
+    assert white[:, side // 2 - 1].all()
+    assert white.sum() == side * max(1, side // 400)
 
 
 def test_label_255_is_a_class_where_there_are_more_than_255_names():
@@ -102,6 +104,8 @@ def test_legend_has_one_row_per_present_class_in_its_color():
     picture = legend(halves(3, 5), names)
     assert picture.height == 2 * 26 + 8
     assert picture.getpixel((18, 17)) == class_color(3) and picture.getpixel((18, 43)) == class_color(5)
+    ink = (np.asarray(picture)[:, 120:] < 100).all(-1).nonzero()[1] + 120  # the shares, flush right
+    assert ink.min() > 170 and 229 <= ink.max() < 232
     assert legend(np.arange(40)[None], names, max_rows=10).height == 10 * 26 + 8
 
 
