@@ -8,17 +8,24 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 
 from .configuration_mask_clip import MaskClipConfig
 from .configuration_mvp_seg import MvpSegConfig
+from .configuration_mvp_seg_plus import MvpSegPlusConfig
+from .configuration_vpl import VplConfig
 from .image_processing_segmentation import SegmentationImageProcessor
 from .modeling_mask_clip import MaskClipForSemanticSegmentation
 from .modeling_mvp_seg import MvpSegForSemanticSegmentation
+from .modeling_mvp_seg_plus import MvpSegPlusForSemanticSegmentation
+from .modeling_vpl import VplForSemanticSegmentation
 from .outputs import SegmentationOutput
 from .processing_segmentation import SegmentationProcessor
+from .prototypes import VisionPrototypes
 
 __version__ = "0.1.0"
 
 METHODS = {
     MaskClipConfig: MaskClipForSemanticSegmentation,
     MvpSegConfig: MvpSegForSemanticSegmentation,
+    MvpSegPlusConfig: MvpSegPlusForSemanticSegmentation,
+    VplConfig: VplForSemanticSegmentation,
 }
 """Every method: its configuration and its model class."""
 
@@ -37,7 +44,12 @@ __all__ = [
     "MaskClipForSemanticSegmentation",
     "MvpSegConfig",
     "MvpSegForSemanticSegmentation",
+    "MvpSegPlusConfig",
+    "MvpSegPlusForSemanticSegmentation",
     "SegmentationImageProcessor",
     "SegmentationOutput",
     "SegmentationProcessor",
+    "VisionPrototypes",
+    "VplConfig",
+    "VplForSemanticSegmentation",
 ]
