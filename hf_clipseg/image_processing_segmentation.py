@@ -14,11 +14,12 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs
 
 from .constants import IGNORE_INDEX
+from .crf import dense_crf
 from .image_io import load_image
 from .refinement import pamr
 from .upsampling import upsample, upsample_argmax
 
-REFINEMENTS = {"pamr": pamr}
+REFINEMENTS = {"pamr": pamr, "crf": dense_crf}
 """Name -> function of `(images (1, 3, H, W), probabilities (1, C, H, W))` that returns refined probabilities."""
 
 REFINEMENT_SIDE = 640
@@ -137,7 +138,7 @@ class SegmentationImageProcessor(PilBackend):
         Args:
             outputs: a model's output with `logits (batch, classes, h, w)`.
             target_sizes: `(height, width)` per image; the size of the logits where left out.
-            refinement: `"pamr"` moves boundaries to image edges; needs `images`.
+            refinement: `"pamr"` or `"crf"` moves boundaries to image edges; needs `images`.
             images: the original images, one per row of the logits, for `refinement`.
 
         Returns:

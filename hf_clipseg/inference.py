@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .image_io import ImageSource, load_image
+from .image_io import ImageSource, batches_of_one_size, load_image
 from .outputs import SegmentationOutput
 from .sliding_window import multi_scale_logits, sliding_window_logits
 from .text_bank import ClassName
@@ -94,14 +94,6 @@ def segment(
 def default_stride(window: int) -> int:
     """Half a window, on the canvas that windows are averaged on."""
     return max(1, window // 2 // OUTPUT_STRIDE) * OUTPUT_STRIDE
-
-
-def batches_of_one_size(images: Sequence, batch_size: int) -> list[list[int]]:
-    """Indices of `images` (PIL) in batches of equal size, sizes in the order of their first image."""
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for index, image in enumerate(images):
-        by_size.setdefault(image.size, []).append(index)
-    return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
 
 
 def check_options(class_names, window, stride, batch_size: int, templates) -> None:

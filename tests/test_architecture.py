@@ -5,9 +5,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_clipseg"
-LEAVES = {"constants", "outputs", "palette"}
-TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "upsampling"}
-BLOCKS = {"clip_backbone", "text_bank", "prompt_learner", "localization", "prototypes"}
+LEAVES = {"constants", "outputs", "palette", "image_io"}
+TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "upsampling", "crf", "prototype_rules", "vpl_losses"}
+BLOCKS = {"clip_backbone", "text_bank", "prompt_learner", "localization", "prototypes", "pseudo_labels", "vpl_decoder"}
 
 
 def imports(path: Path) -> set[str]:

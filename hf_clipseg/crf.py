@@ -1,0 +1,192 @@
+"""Dense CRF in plain torch: fully connected mean-field inference without a compiled extension.
+
+Paper: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NeurIPS 2011,
+arXiv 1210.5644; the filter is that of Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
+Eurographics 2010.
+
+Every pixel is connected with every other by two Potts terms, one that falls with distance, one that falls with distance and
+difference in colour. A mean-field step filters the class probabilities with both Gaussians. The lattice makes that linear in the
+pixels: a pixel spreads its value over the d + 1 corners of the simplex it lies in (`splat`), the lattice is blurred along its
+d + 1 axes, and every pixel reads its corners back (`slice`).
+
+Deviations from the usual C++: corners are found with one sort (`unique`) instead of a hash table, and the neighbours of a corner
+lie at a constant distance in its packed integer code, so that everything is a handful of tensor operations. Kernels are
+normalised symmetrically, as the reference code does by default. All arithmetic is fp32.
+"""
+
+import torch
+
+MINIMUM_PROBABILITY = 1e-6
+
+
+def dense_crf(
+    images: torch.Tensor,
+    probabilities: torch.Tensor,
+    iterations: int = 5,
+    smooth_weight: float = 3.0,
+    smooth_distance: float = 3.0,
+    colour_weight: float = 10.0,
+    colour_distance: float = 80.0,
+    colour_difference: float = 13.0,
+) -> torch.Tensor:
+    """Refines class probabilities with the colours of the image.
+
+    Args:
+        images: `(B, 3, H, W)` pixels in 0 .. 255, uint8 or float.
+        probabilities: `(B, C, H, W)` at the same size; they are normalised over the classes.
+        iterations: mean-field steps; 0 returns the normalised probabilities.
+        smooth_weight, smooth_distance: weight and standard deviation (pixels) of the term that ignores colour.
+        colour_weight, colour_distance, colour_difference: weight and standard deviations (pixels; levels of 0 .. 255) of the
+            term that follows colour edges.
+
+    Returns:
+        `(B, C, H, W)` float32, summing to 1 over the classes.
+    """
+    check_sizes(images, probabilities)
+    pairwise = (smooth_weight, smooth_distance), (colour_weight, colour_distance, colour_difference)
+    rows = zip(images.float(), probabilities.float(), strict=True)
+    return torch.stack([_mean_field(image, row, iterations, *pairwise) for image, row in rows])
+
+
+def _mean_field(image, probabilities, iterations: int, smooth, colour) -> torch.Tensor:
+    num_classes, height, width = probabilities.shape
+    scores = probabilities.flatten(1).T.clamp(min=0)  # (pixels, classes)
+    scores = (scores / scores.sum(1, keepdim=True).clamp(min=MINIMUM_PROBABILITY)).clamp(min=MINIMUM_PROBABILITY).log()
+    beliefs = scores.softmax(1)
+    if iterations == 0 or num_classes == 1:
+        return beliefs.T.unflatten(1, (height, width))
+    positions = pixel_positions(height, width, image.device)
+    colours = image.flatten(1).T / colour[2]
+    terms = (
+        (smooth[0], SymmetricFilter(positions / smooth[1])),
+        (colour[0], SymmetricFilter(torch.cat([positions / colour[1], colours], dim=1))),
+    )
+    for _ in range(iterations):
+        beliefs = (scores + sum(weight * kernel(beliefs) for weight, kernel in terms)).softmax(1)
+    return beliefs.T.unflatten(1, (height, width))
+
+
+def pixel_positions(height: int, width: int, device=None) -> torch.Tensor:
+    """`(height * width, 2)` float coordinates (x, y), row by row."""
+    rows, columns = torch.meshgrid(
+        torch.arange(height, dtype=torch.float32, device=device),
+        torch.arange(width, dtype=torch.float32, device=device),
+        indexing="ij",
+    )
+    return torch.stack([columns.flatten(), rows.flatten()], dim=1)
+
+
+class SymmetricFilter:
+    """Gaussian filter K over `features (N, d)`, normalised as D^-1/2 K D^-1/2 with D the row sums of K."""
+
+    def __init__(self, features: torch.Tensor):
+        self.kernel = PermutohedralLattice(features)
+        row_sums = self.kernel(features.new_ones(len(features), 1))
+        self.scale = (row_sums + 1e-20).rsqrt()
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.kernel(self.scale * values)
+
+
+class PermutohedralLattice:
+    """Approximates sum_j exp(-|f_i - f_j|^2 / 2) v_j for all i at once.
+
+    Args:
+        features: `(N, d)`, already divided by the standard deviations.
+
+    Raises:
+        ValueError: the features span so many cells that a corner has no 63-bit code (tiny standard deviations).
+    """
+
+    def __init__(self, features: torch.Tensor):
+        self.dimensions = features.shape[1]
+        corners, self.weights = simplex_corners(features.float())  # (N, d + 1, d), (N, d + 1)
+        strides, codes = pack(corners)
+        self.codes, inverse = codes.unique(return_inverse=True)
+        self.corner_ids = inverse.view(len(features), -1)
+        self.neighbours = self._neighbours(strides)  # (d + 1, 2, corners)
+
+    def _neighbours(self, strides: torch.Tensor) -> torch.Tensor:
+        """Along axis j a neighbour differs by -1 in every coordinate but +d in the j-th; the last id stands for none."""
+        steps = torch.full((self.dimensions + 1, self.dimensions), -1, device=strides.device)
+        steps[: self.dimensions] += (self.dimensions + 1) * torch.eye(self.dimensions, dtype=torch.int64, device=strides.device)
+        offsets = (steps * strides).sum(1)
+        wanted = self.codes + torch.stack([offsets, -offsets], dim=1)[:, :, None]
+        found = torch.searchsorted(self.codes, wanted).clamp(max=len(self.codes) - 1)
+        return torch.where(self.codes[found] == wanted, found, len(self.codes))
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """`(N, C)` float32 -> the filtered `(N, C)`."""
+        lattice = values.new_zeros(len(self.codes) + 1, values.shape[1])  # the last row stays 0: a missing neighbour
+        for corner in range(self.dimensions + 1):
+            lattice.index_add_(0, self.corner_ids[:, corner], self.weights[:, corner, None] * values)
+        for first, second in self.neighbours:
+            lattice[:-1] += 0.5 * (lattice[first] + lattice[second])
+        result = torch.zeros_like(values)
+        for corner in range(self.dimensions + 1):
+            result.addcmul_(lattice[self.corner_ids[:, corner]], self.weights[:, corner, None])
+        return result / (1 + 2.0**-self.dimensions)
+
+
+def simplex_corners(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corners of the lattice simplex around each point, and its barycentric coordinates in them.
+
+    Args:
+        features: `(N, d)`.
+
+    Returns:
+        `(N, d + 1, d)` int64 lattice coordinates (the last is redundant: they sum to 0) and `(N, d + 1)` weights, summing to 1.
+    """
+    dimensions = features.shape[1]
+    size = dimensions + 1
+    elevated = elevate(features)
+    multiples = (elevated / size).round()
+    remainder = elevated - multiples * size
+    # Rank by decreasing remainder; among equals the earlier coordinate comes last, whence the flips.
+    order = remainder.flip(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1).flip(1) + multiples.sum(1, keepdim=True).long()
+    wrap = (rank < 0).long() - (rank > dimensions).long()  # the rounded point may lie off the plane: step back onto it
+    rank = rank + wrap * size
+    base = (multiples.long() + wrap) * size
+
+    offset = (elevated - base) / size
+    weights = features.new_zeros(len(features), size + 1)
+    weights.scatter_add_(1, dimensions - rank, offset)
+    weights.scatter_add_(1, size - rank, -offset)
+    weights[:, 0] += 1 + weights[:, size]
+    colour = torch.arange(size, device=features.device).view(1, size, 1)
+    corners = base[:, None, :dimensions] + colour - size * (rank[:, None, :dimensions] > dimensions - colour)
+    return corners, weights[:, :size]
+
+
+def elevate(features: torch.Tensor) -> torch.Tensor:
+    """`(N, d)` -> `(N, d + 1)` on the hyperplane that the lattice lies in, scaled so that its blur has unit deviation."""
+    dimensions = features.shape[1]
+    index = torch.arange(1, dimensions + 1, device=features.device, dtype=features.dtype)
+    scaled = features * (2 / 3) ** 0.5 * (dimensions + 1) / (index * (index + 1)).sqrt()
+    suffix_sums = scaled.flip(1).cumsum(1).flip(1)  # coordinate j holds the sum of the scaled features j .. d - 1
+    later = torch.nn.functional.pad(suffix_sums, (0, 1))
+    return later - torch.nn.functional.pad(index * scaled, (1, 0))
+
+
+def pack(corners: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One integer per corner, linear in its coordinates, with room for the neighbours; returns (strides (d,), codes)."""
+    dimensions = corners.shape[-1]
+    flat = corners.flatten(0, 1)
+    low = flat.amin(0) - dimensions
+    extent = flat.amax(0) + dimensions + 1 - low
+    if extent.double().log2().sum() > 62:
+        raise ValueError(
+            f"The features span {extent.tolist()} lattice cells, more than a 63-bit code can tell apart. Use larger standard "
+            "deviations, or a smaller image."
+        )
+    strides = torch.cat([extent.new_ones(1), extent.cumprod(0)[:-1]])
+    return strides, ((flat - low) * strides).sum(1)
+
+
+def check_sizes(images: torch.Tensor, probabilities: torch.Tensor) -> None:
+    if images.ndim != 4 or probabilities.ndim != 4 or images.shape[1] != 3 or images[:, 0].shape != probabilities[:, 0].shape:
+        raise ValueError(
+            f"expected images (B, 3, H, W) and probabilities (B, C, H, W) of one size, got {tuple(images.shape)} and "
+            f"{tuple(probabilities.shape)}; resize the probabilities to the images first."
+        )
