@@ -1,0 +1,186 @@
+"""Trains MVP-SEG+: a student on masks of seen classes and on guesses for the pixels whose masks are withheld.
+
+Command:   python -m training.train_mvp_seg_plus --teacher runs/mvp-seg-toyscapes/final --output_dir runs/mvp-seg-plus-toyscapes
+
+Until `--teacher_steps` the guesses are the teacher's, then the student's own, as in MaskCLIP+ (arXiv 2112.01071). Guesses are
+unseen classes: the student is told which pixels are unseen (the transductive setting), never what they show.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from hf_clipseg import MvpSegForSemanticSegmentation, MvpSegPlusForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.constants import IGNORE_INDEX
+from hf_clipseg.losses import segmentation_cross_entropy
+
+from .feature_cache import CropCache, cache_pixels
+from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .optim import make_schedule, parameter_groups
+from .train_mvp_seg import crop_settings, open_training_data, save
+from .zero_shot import ZeroShotLabels, add_zero_shot_arguments, check_prompts_fit, choose_split
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="model_cards/mvp-seg-toyscapes", help="a trained MVP-SEG model (%(default)s)")
+    parser.add_argument("--backbone", help="the student: a transformers backbone; default: the teacher's own vision encoder")
+    add_zero_shot_arguments(parser)
+    optimisation = parser.add_argument_group("optimisation")
+    optimisation.add_argument("--learning_rate", type=float, default=3e-4)
+    optimisation.add_argument("--weight_decay", type=float, default=0.01)
+    optimisation.add_argument("--warmup_steps", type=int, default=30)
+    optimisation.add_argument("--teacher_steps", type=int, help="steps on the teacher's guesses; default: a tenth of all")
+    optimisation.add_argument(
+        "--min_confidence",
+        type=float,
+        default=0.0,
+        help="ignore guesses less probable than this, among unseen classes (%(default)s)",
+    )
+    add_training_arguments(
+        parser, max_train_steps=600, train_batch_size=16, mixed_precision="bf16", checkpointing_steps=200, logging_steps=20
+    )
+    return parser.parse_args(arguments)
+
+
+def guess_unseen(logits: torch.Tensor, unseen_ids: Sequence[int], size: Sequence[int], min_confidence: float) -> torch.Tensor:
+    """The best unseen class of every pixel.
+
+    Args:
+        logits: `(batch, classes, h, w)` of all classes.
+        unseen_ids: the classes to choose from.
+        size: `(height, width)` of the result.
+        min_confidence: less probable guesses become 255.
+
+    Returns:
+        `(batch, height, width)` int64 ids of all classes.
+    """
+    ids = torch.tensor(unseen_ids, device=logits.device)
+    logits = F.interpolate(logits[:, ids].detach().float(), size=tuple(size), mode="bilinear", align_corners=False)
+    confidence, choice = logits.softmax(dim=1).max(dim=1)
+    return ids[choice].masked_fill(confidence < min_confidence, IGNORE_INDEX)
+
+
+@torch.no_grad()
+def teacher_guesses(
+    teacher, cache: CropCache, split: ZeroShotLabels, min_confidence: float, batch_size: int = 32
+) -> np.ndarray:
+    """The teacher's guess for every pixel of every crop, `(crops, L, L)` uint8; only those of withheld pixels are ever used."""
+    size = cache.labels.shape[1:]
+    guesses = np.empty(cache.labels.shape, dtype=np.uint8)
+    for first in range(0, len(cache), batch_size):
+        pixels = torch.from_numpy(cache.encoded[first : first + batch_size].astype(np.float32)).to(teacher.device)
+        guess = guess_unseen(teacher(pixels).logits, split.unseen_ids, size, min_confidence)
+        guesses[first : first + batch_size] = guess.cpu().numpy()
+    return guesses
+
+
+class WithheldCrops(Dataset):
+    """Crops with the labels that may be known, the pixels that are withheld, and the teacher's guesses for them."""
+
+    def __init__(self, cache: CropCache, split: ZeroShotLabels, guesses: np.ndarray, seed: int):
+        self.cache, self.split, self.guesses, self.seed = cache, split, guesses, seed
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        pixels, mask = self.cache[key.index]
+        labels, withheld = self.split.hide(mask)
+        guesses = torch.from_numpy(self.guesses[key.index].astype(np.int64))
+        sample = {"pixel_values": pixels, "labels": labels, "withheld": withheld, "guesses": guesses}
+        if np.random.default_rng((self.seed, key.epoch, key.index)).random() < 0.5:
+            sample = {name: value.flip(-1) for name, value in sample.items()}
+        return {**sample, "step": key.step}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0] if name != "step"}
+    return {**batch, "step": samples[0]["step"]}
+
+
+class Losses:
+    """(model, batch) -> cross-entropy on ground truth and guesses, for the training loop.
+
+    Args:
+        split: knows which labels must never arrive here.
+        names: `input_ids`, `name_ids` and `class_ids` of all classes.
+        teacher_steps: from this step on the student guesses itself.
+        min_confidence: see `guess_unseen`.
+    """
+
+    def __init__(self, split: ZeroShotLabels, names: dict[str, torch.Tensor], teacher_steps: int, min_confidence: float):
+        self.split, self.names = split, names
+        self.teacher_steps, self.min_confidence = teacher_steps, min_confidence
+
+    def __call__(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        labels, withheld, guesses = batch["labels"], batch["withheld"], batch["guesses"]
+        logits = model(pixel_values=batch["pixel_values"], **self.names).logits
+        if self.split.unseen_ids and batch["step"] >= self.teacher_steps:
+            guesses = guess_unseen(logits, self.split.unseen_ids, labels.shape[1:], self.min_confidence)
+        targets = self.split.fill_withheld(labels, withheld, guesses)
+        loss = segmentation_cross_entropy(logits, targets)
+        return {"loss": loss, "guessed_pixels": (targets[withheld] != IGNORE_INDEX).sum() / targets.numel()}
+
+
+def check_teacher(teacher, split: ZeroShotLabels) -> None:
+    """A teacher that was trained for other classes would guess other classes."""
+    baked = [names[0] for names in teacher.config.class_names or []]
+    if baked != split.class_names:
+        raise ValueError(
+            f"The teacher knows the classes {baked}, the data set has {split.class_names}: train it on this data set."
+        )
+
+
+def run(args: argparse.Namespace) -> MvpSegPlusForSemanticSegmentation:
+    """The whole training; returns the student with all classes baked in, and writes it to `<output_dir>/final`."""
+    settings = TrainingSettings.from_arguments(args)
+    source = open_training_data(args, args.train_split, args.max_train_samples)
+    split = choose_split(source.class_names, args.unseen)
+    accelerator = make_accelerator(settings)
+    teacher = MvpSegForSemanticSegmentation.from_pretrained(args.teacher).to(accelerator.device)
+    processor = SegmentationProcessor.from_pretrained(args.teacher)
+    check_teacher(teacher, split)
+    limit = teacher.config.clip_config.text_config.max_position_embeddings
+    check_prompts_fit(processor, split.class_names, processor.templates, teacher.config.num_prompt_tokens, limit)
+    logger.info("seen: %s; unseen: %s", ", ".join(split.seen_names), ", ".join(split.unseen_names) or "none")
+
+    with accelerator.main_process_first():
+        cache = cache_pixels(source, processor, crop_settings(args, teacher.clip.patch_size), cache_dir=args.cache_dir)
+    guesses = np.full(cache.labels.shape, IGNORE_INDEX, dtype=np.uint8)
+    if split.unseen_ids:
+        guesses = teacher_guesses(teacher, cache, split, args.min_confidence)
+    student = MvpSegPlusForSemanticSegmentation.from_teacher(teacher, args.backbone).to(accelerator.device).train()
+    teacher_steps = settings.max_train_steps // 10 if args.teacher_steps is None else args.teacher_steps
+    names = dict(processor(class_names=split.class_names).to(accelerator.device))
+    losses = Losses(split, names, teacher_steps, args.min_confidence)
+
+    optimizer = torch.optim.AdamW(parameter_groups(student, args.learning_rate, args.weight_decay))
+    scheduler = make_schedule(optimizer, "poly", min(args.warmup_steps, settings.max_train_steps), settings.max_train_steps)
+    dataset = WithheldCrops(cache, split, guesses, settings.seed)
+    student = train(accelerator, settings, student, optimizer, scheduler, dataset, collate, losses)
+
+    student.set_classes(split.class_names, processor)
+    if accelerator.is_main_process:
+        save(student, processor, settings)
+    return student
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    try:
+        run(parse_arguments(arguments))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
