@@ -5,13 +5,13 @@ arXiv 1210.5644; the filter is that of Adams, Baek and Davis, "Fast High-Dimensi
 Eurographics 2010.
 
 Every pixel is connected with every other by two Potts terms, one that falls with distance, one that falls with distance and
-difference in colour. A mean-field step filters the class probabilities with both Gaussians. The lattice makes that linear in the
-pixels: a pixel spreads its value over the d + 1 corners of the simplex it lies in (`splat`), the lattice is blurred along its
-d + 1 axes, and every pixel reads its corners back (`slice`).
+difference in colour. A mean-field step filters the class probabilities with both Gaussians. The lattice makes that linear in
+the pixels: a pixel spreads its value over the d + 1 corners of the simplex it lies in, the lattice is blurred along its d + 1
+axes, and every pixel reads its corners back.
 
-Deviations from the usual C++: corners are found with one sort (`unique`) instead of a hash table, and the neighbours of a corner
-lie at a constant distance in its packed integer code, so that everything is a handful of tensor operations. Kernels are
-normalised symmetrically, as the reference code does by default. All arithmetic is fp32.
+Deviations from the usual C++: corners are found with one sort instead of a hash table, and the neighbours of a corner lie at a
+constant distance in its packed integer code, so that everything is a handful of tensor operations. Kernels are normalised
+symmetrically, as the reference code does by default. All arithmetic is fp32.
 """
 
 import torch

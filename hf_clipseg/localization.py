@@ -1,7 +1,7 @@
 """Where in an image are the classes it is tagged with? Gradient CAM through CLIP's last block, spread by its own attention.
 
-Papers: CLIP-ES, Lin et al., CVPR 2023, arXiv 2212.09506 (softmax gradient CAM, class-aware affinity); VPL, Xu et al., AAAI 2025,
-arXiv 2412.19650 (the same maps with vision prototypes). Works for any prototype matrix, text or vision.
+Papers: CLIP-ES, Lin et al., CVPR 2023, arXiv 2212.09506 (softmax gradient CAM, class-aware affinity); VPL, Xu et al., AAAI
+2025, arXiv 2412.19650 (the same maps with vision prototypes). Works for any prototype matrix, text or vision.
 
 1. All blocks but the last run without gradients. The score of class c is its cosine with the mean patch token, times a scale,
    after a softmax over the image's classes and all background prototypes.
@@ -16,13 +16,16 @@ Deviations:
 - Images of one batch are treated together: pass j takes the j-th class of every image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
 from .clip_backbone import KEEPS_RESIDUAL, ClipBackbone, attend
+from .image_io import batches_of_one_size
 
 PLAIN = "plain"
 """The attention variant of an unchanged last block, beside those of `clip_backbone`."""
@@ -33,7 +36,7 @@ class LocalizationSettings:
     """How localisation maps are made.
 
     Args:
-        attention_variant: attention of the last block in the scores and patch features: `"plain"`, or a variant of `clip_backbone`.
+        attention_variant: attention of the last block in scores and features: `"plain"`, or a variant of `clip_backbone`.
         keep_residual: whether a variant keeps the residual and the MLP of the last block; None follows its paper.
         cam_scale: factor of the cosines before the softmax; None takes CLIP's own logit scale (right for text prototypes).
         affinity_layers: how many of the last blocks' attentions are averaged; 0 leaves the affinity step out.
@@ -110,6 +113,18 @@ def localize(
     return Localization(maps, class_ids, used, patch_embeds)
 
 
+def uniform_batches(images: Sequence[Image.Image], image_labels: torch.Tensor, batch_size: int) -> list[list[int]]:
+    """Indices of `images` in batches of one size and one number of classes, so that nothing is stretched or padded."""
+    by_count: dict[int, list[int]] = {}
+    for index, count in enumerate(image_labels.sum(1).tolist()):
+        by_count.setdefault(count, []).append(index)
+    batches = []
+    for group in by_count.values():
+        parts = batches_of_one_size([images[index] for index in group], batch_size)
+        batches += [[group[position] for position in part] for part in parts]
+    return batches
+
+
 def class_slots(image_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The classes of each image, ascending: ids `(batch, slots)` and which slots are used, `(batch, slots)` bool.
 
@@ -132,7 +147,7 @@ def class_slots(image_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def run_to_last_block(
     clip: ClipBackbone, pixel_values: torch.Tensor, affinity_layers: int
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, int]]:
-    """Input of the last block `(batch, 1 + n, width)`, mean patch attention of the last blocks `(batch, n, n)`, and the grid."""
+    """Input of the last block `(batch, 1 + n, width)`, mean attention of the last blocks `(batch, n, n)`, and the grid."""
     tokens, grid = clip.embed(pixel_values)
     first = max(0, len(clip.blocks) - affinity_layers)
     attentions = []
@@ -183,7 +198,8 @@ def gradient_cams(
     """Maps `(batch, slots, h, w)` in [0, 1] and patch features `(batch, h, w, dim)`; arguments as in `localize`."""
     block = clip.blocks[-1]
     normed = block.layer_norm1(tokens).detach().requires_grad_()
-    projected = clip.visual_projection(clip.vision_model.post_layernorm(last_block(block, tokens, normed, grid, settings)[:, 1:]))
+    patches = last_block(block, tokens, normed, grid, settings)[:, 1:]
+    projected = clip.visual_projection(clip.vision_model.post_layernorm(patches))
     pooled = nn.functional.normalize(projected.float().mean(1), dim=-1)
     scale = clip.logit_scale.detach().exp() if settings.cam_scale is None else settings.cam_scale
     logits = scale * pooled @ prototypes.float().T
@@ -261,9 +277,10 @@ def strong_boxes(maps: torch.Tensor, threshold: float) -> torch.Tensor:
         extremes = grown
     # Every strong pixel adds its region's box to a table of corner differences; the double running sum counts boxes.
     picture, row, column = strong.nonzero(as_tuple=True)
-    top, bottom, left, right = extremes[picture, :, row, column].T.long().mul(torch.tensor([[-1], [1], [-1], [1]], device=maps.device))
+    top, bottom, left, right = extremes[picture, :, row, column].long().unbind(1)
+    top, bottom, left, right = -top, bottom + 1, -left, right + 1
     corners = maps.new_zeros(len(flat), height + 1, width + 1)
-    for edge_row, edge_column, sign in ((top, left, 1), (bottom + 1, left, -1), (top, right + 1, -1), (bottom + 1, right + 1, 1)):
-        corners.index_put_((picture, edge_row, edge_column), maps.new_tensor(float(sign)), accumulate=True)
+    for edge_row, edge_column, sign in ((top, left, 1.0), (bottom, left, -1.0), (top, right, -1.0), (bottom, right, 1.0)):
+        corners.index_put_((picture, edge_row, edge_column), maps.new_tensor(sign), accumulate=True)
     counts = corners.cumsum(1).cumsum(2)[:, :height, :width]
     return (counts > 0.5).view_as(maps)

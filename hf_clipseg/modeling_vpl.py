@@ -1,8 +1,8 @@
 """VPL: weakly supervised segmentation with vision prototypes.
 
 Paper: "Toward Modality Gap: Vision Prototype Learning for Weakly-supervised Semantic Segmentation with CLIP", Xu, Tang et al.,
-AAAI 2025, arXiv 2412.19650. No official code is public: this is a reconstruction from the paper's abstract and what later papers
-say about it. Localisation follows CLIP-ES (arXiv 2212.09506), the segmenter WeCLIP (arXiv 2406.11189).
+AAAI 2025, arXiv 2412.19650. No official code is public: this is a reconstruction from the paper's abstract and what later
+papers say about it. Localisation follows CLIP-ES (arXiv 2212.09506), the segmenter WeCLIP (arXiv 2406.11189).
 
     tagged images -> vision prototypes (`prototypes`) -> localisation maps (`localization`) -> pseudo masks (`pseudo_labels`)
     pseudo masks  -> this model's decoder, on a frozen CLIP, with regional semantic contrast against the prototypes
@@ -82,8 +82,8 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
             pixel_values: `(batch, 3, height, width)`, any size.
             input_ids, name_ids, class_ids: refused, because the classes are fixed by training.
             labels: `(batch, H, W)` int64 pseudo masks (or true ones), 255 ignored; adds `loss`.
-            block_states: `(batch, blocks, h, w, width)` from `encode_blocks`, in place of `pixel_values`: CLIP is frozen, so its
-                features can be computed once.
+            block_states: `(batch, blocks, h, w, width)` from `encode_blocks`, in place of `pixel_values`: CLIP is frozen, so
+                its features can be computed once.
             contrast_factor: multiplies the weight of the contrast; training scripts raise it from 0 to 1.
             output_hidden_states: also return the input of the first block and the output of every block.
             return_dict: `False` returns a tuple.

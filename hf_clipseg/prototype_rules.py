@@ -199,7 +199,7 @@ def soft_centroids(embeds: torch.Tensor, targets: torch.Tensor, centred: bool) -
 def shrink(prototypes: torch.Tensor, mass: torch.Tensor, text_embeds: torch.Tensor, shrinkage: float) -> torch.Tensor:
     """Rows with little mass lean on their text prototype, moved by the mean offset of the rows that have regions.
 
-    Unmoved, a text prototype among vision prototypes would lose everywhere: vision-vision cosines are far above vision-text ones.
+    Unmoved, a text prototype would lose everywhere: vision-vision cosines are far above vision-text ones.
     """
     seen = mass > 1e-6
     offset = (prototypes[seen] - text_embeds[seen]).mean(0)

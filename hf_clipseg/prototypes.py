@@ -1,7 +1,7 @@
 """Vision prototypes: one embedding per class, learnt from images that are only tagged, in place of the class's text embedding.
 
-Paper: VPL, Xu et al., AAAI 2025, arXiv 2412.19650 (a reconstruction: its code is not public). Text embeddings and image features
-of CLIP lie apart (the modality gap), so a class is found better by what its regions look like than by its name:
+Paper: VPL, Xu et al., AAAI 2025, arXiv 2412.19650 (a reconstruction: its code is not public). Text embeddings and image
+features of CLIP lie apart (the modality gap), so a class is found better by what its regions look like than by its name:
 
     text prototypes -> localisation maps -> region embeddings -> vision prototypes -> localisation maps again
 
@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .clip_backbone import ClipBackbone
-from .image_io import batches_of_one_size, load_image
-from .localization import Localization, LocalizationSettings, localize
+from .image_io import load_image
+from .localization import Localization, LocalizationSettings, localize, uniform_batches
 from .prototype_rules import PrototypeSettings, Regions, learn_prototypes, modality_gap
 from .text_bank import ClassName, average_templates, normalise_class_names, weights_fingerprint
 
@@ -29,7 +29,7 @@ VISION_SCALE = 25.0
 """Factor of vision-vision cosines before the softmax of the maps; CLIP's own scale belongs to vision-text cosines."""
 
 IMAGES_AT_ONCE = 128
-"""Decoded images held in memory while they are sorted into batches of one size."""
+"""Decoded images held in memory while they are sorted into batches of one size and one number of classes."""
 
 FORMAT = "hf_clipseg.vision_prototypes.v1"
 
@@ -140,7 +140,7 @@ class VisionPrototypes:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read as prototypes ({error}). Pass a file that VisionPrototypes.save wrote.") from error
+            raise ValueError(f"{path} cannot be read ({error}). Pass a file that VisionPrototypes.save wrote.") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} holds no prototypes (format {metadata.get('format')!r}, expected {FORMAT!r}).")
         fields = {name: json.loads(metadata[name]) for name in ("class_names", "background_words", "weights_hash", "details")}
@@ -154,8 +154,8 @@ class VisionPrototypes:
         actual = vision_hash(clip)
         if actual != self.weights_hash:
             raise ValueError(
-                f"These prototypes were learnt with CLIP weights {self.weights_hash}, the model has {actual}: they mean nothing "
-                "to it. Fit them again with this model, or load the checkpoint (and dtype) that they were made with."
+                f"These prototypes were learnt with CLIP weights {self.weights_hash}, the model has {actual}: they mean "
+                "nothing to it. Fit them again with this model, or load the checkpoint (and dtype) that they were made with."
             )
 
     def check_classes(self, class_names: Sequence[ClassName]) -> None:
@@ -175,7 +175,8 @@ def encode_image_labels(image_labels, class_names: Sequence[ClassName]) -> torch
     if hasattr(image_labels, "shape"):
         matrix = torch.as_tensor(image_labels)
         if matrix.ndim != 2 or matrix.shape[1] != len(classes) or not ((matrix == 0) | (matrix == 1)).all():
-            raise ValueError(f"image_labels must be (images, {len(classes)}) of 0 and 1, got {tuple(matrix.shape)} {matrix.dtype}.")
+            shape = f"{tuple(matrix.shape)} {matrix.dtype}"
+            raise ValueError(f"image_labels must be (images, {len(classes)}) of 0 and 1, got {shape}.")
         return matrix.bool()
     ids = {name.lower(): class_id for class_id, names in enumerate(classes) for name in names}
     encoded = torch.zeros(len(image_labels), len(classes), dtype=torch.bool)
@@ -201,7 +202,7 @@ def check_all_classes_occur(targets: torch.Tensor, classes: list[list[str]], num
         raise ValueError(f"{len(empty)} images have no labels (the first: {empty[:5]}). Leave them out, or tag them.")
     missing = [names[0] for names, occurs in zip(classes, targets.any(0).tolist(), strict=True) if not occurs]
     if missing:
-        raise ValueError(f"No image is tagged with {missing}, so these classes cannot be learnt. Add images, or drop the classes.")
+        raise ValueError(f"No image is tagged with {missing}: these classes cannot be learnt. Add images, or drop them.")
 
 
 @torch.no_grad()
@@ -222,12 +223,13 @@ def collect_regions(
     localization: LocalizationSettings,
     batch_size: int,
 ) -> Regions:
-    """Regions of all images, in batches of one size; memory does not grow with the number of pixels."""
+    """Regions of all images, in uniform batches; memory does not grow with the number of pixels."""
     parts, device = [], clip.logit_scale.device
     for start in range(0, len(targets), IMAGES_AT_ONCE):
-        loaded = [load_image(images[index]) for index in range(start, min(start + IMAGES_AT_ONCE, len(targets)))]
-        for batch in batches_of_one_size(loaded, batch_size):
-            labels = targets[torch.tensor(batch) + start].to(device)
+        chunk = targets[start : start + IMAGES_AT_ONCE]
+        loaded = [load_image(images[start + index]) for index in range(len(chunk))]
+        for batch in uniform_batches(loaded, chunk, batch_size):
+            labels = chunk[batch].to(device)
             pixel_values = processor(images=[loaded[index] for index in batch], return_tensors="pt")["pixel_values"]
             pixel_values = pixel_values.to(device, clip.logit_scale.dtype)
             found = localize(clip, pixel_values, prototypes, labels, localization)

@@ -40,7 +40,7 @@ def pseudo_labels(
         used = torch.cat([torch.ones_like(used[:, :1]), used], dim=1)
     probabilities = slot_probabilities(maps, used)
     if REFINEMENTS[refinement] is not None:
-        probabilities = REFINEMENTS[refinement](images.to(maps.device), probabilities)
+        probabilities = refine(REFINEMENTS[refinement], images.to(maps.device), probabilities)
     confidence, winner = probabilities.masked_fill(~used[:, :, None, None], -1).max(1)
     return values.gather(1, winner.flatten(1)).view_as(winner), confidence
 
@@ -49,3 +49,9 @@ def slot_probabilities(maps: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
     """Maps `(batch, slots, H, W)` divided by their sum; uniform over the used slots where all maps are 0."""
     maps = (maps + 1e-6) * used[:, :, None, None]
     return maps / maps.sum(1, keepdim=True)
+
+
+def refine(refinement, images: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """One image after the other: refinement is bound by memory traffic, and the maps of one image stay in the cache."""
+    rows = zip(images.split(1), probabilities.split(1), strict=True)
+    return torch.cat([refinement(image, row) for image, row in rows])

@@ -9,7 +9,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class BlockFusion(nn.Module):
-    """Every block's patch features through an MLP of its own, concatenated and mixed: `(batch, blocks, n, width)` -> `(batch, n, dim)`."""
+    """Every block's patch features through an MLP of its own, then mixed.
+
+    `(batch, blocks, n, width)` -> `(batch, n, dim)`.
+    """
 
     def __init__(self, num_blocks: int, width: int, dim: int, dropout: float):
         super().__init__()

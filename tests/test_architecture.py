@@ -6,7 +6,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_clipseg"
 LEAVES = {"constants", "outputs", "palette", "image_io"}
-TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "upsampling", "crf", "prototype_rules", "vpl_losses"}
+TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "upsampling"} | {
+    "crf",
+    "prototype_rules",
+    "vpl_losses",
+}
 BLOCKS = {"clip_backbone", "text_bank", "prompt_learner", "localization", "prototypes", "pseudo_labels", "vpl_decoder"}
 
 
