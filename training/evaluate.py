@@ -4,8 +4,10 @@
     accelerate launch -m training.evaluate my-model --dataset my-folder --split validation --unseen "boat,kite" --oracle
 
 MODEL is a folder or Hub id: a method of this package, or a plain CLIP, which is run as MaskCLIP. Under `accelerate launch`
-the images are divided over the processes; counts are summed, so the figures do not depend on how many there are.
-Scores are taken at the size of the masks. What each figure means stands in `hf_clipseg.metrics` and `training.oracle`.
+the images are divided over the processes; counts are summed, so the figures do not depend on how many there are. (On CPUs
+`accelerate launch` starts one process whatever it is told; `torchrun --standalone --nproc_per_node 2 -m training.evaluate`
+starts two.) Scores are taken at the size of the masks. What each figure means stands in `hf_clipseg.metrics` and
+`training.oracle`.
 """
 
 import argparse
@@ -130,11 +132,13 @@ def names_for_model(classes: list[list[str]], model, arguments: argparse.Namespa
     return None if same and not asked_for else classes
 
 
-def fit_oracles(arguments: argparse.Namespace, model, processor, num_classes: int) -> dict[str, PatchClassifier]:
+def fit_oracles(
+    arguments: argparse.Namespace, model, processor, num_classes: int, show_progress: bool
+) -> dict[str, PatchClassifier]:
     """Both oracles, fitted on the train split. Every process fits its own, from the same images."""
     source = open_source(arguments, arguments.oracle_split, arguments.oracle_images)
     count = min(len(source), arguments.oracle_images)
-    samples = (source[index] for index in tqdm(range(count), desc="oracle", mininterval=2, disable=None))
+    samples = (source[index] for index in tqdm(range(count), desc="oracle", mininterval=2, disable=not show_progress))
     features, shares = collect_patches(samples, model, processor, count, num_classes)
     return {
         "oracle_mIoU": fit_linear_probe(features, shares),
@@ -177,6 +181,15 @@ class ContactSheet:
         os.replace(partial, path)
 
 
+def announce(arguments: argparse.Namespace, accelerator: Accelerator, model, num_images: int, classes: str) -> None:
+    """Says what is about to happen, before it happens."""
+    accelerator.print(
+        f"{type(model).__name__} {arguments.model} on {num_images} images of {arguments.dataset} ({arguments.split}), "
+        f"{classes}; {accelerator.num_processes} process(es) on {accelerator.device.type}, precision "
+        f"{accelerator.mixed_precision}; results go to {arguments.output or 'the screen only'}"
+    )
+
+
 def evaluate(arguments: argparse.Namespace, command_line: Sequence[str]) -> dict:
     """One evaluation, from loading to the files; returns what the JSON file holds, in every process."""
     if arguments.pictures and not arguments.output:
@@ -185,21 +198,23 @@ def evaluate(arguments: argparse.Namespace, command_line: Sequence[str]) -> dict
     checkpoint = load_checkpoint(arguments.model, accelerator.device)
     model, processor = checkpoint.model, checkpoint.processor
     override_settings(model, processor, arguments)
+
     source = open_source(arguments, arguments.split, arguments.limit)
     classes = choose_classes(arguments.classes, source.class_names)
     names = [synonyms[0] for synonyms in classes]
     unseen = unseen_class_ids(arguments.unseen, names)
     prompts = names_for_model(classes, model, arguments)
-    accelerator.print(
-        f"{type(model).__name__} {arguments.model} on {len(source)} images of {arguments.dataset} ({arguments.split}), "
-        f"{len(names)} classes {'baked into the checkpoint' if prompts is None else 'as prompts'}, {len(unseen)} unseen; "
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}; "
-        f"results go to {arguments.output or 'the screen only'}"
-    )
-    classifiers = fit_oracles(arguments, model, processor, len(names)) if arguments.oracle else {}
+    origin = "baked into the checkpoint" if prompts is None else "as prompts"
+    announce(arguments, accelerator, model, len(source), f"{len(names)} classes {origin}, {len(unseen)} unseen")
+
+    classifiers = {}
+    if arguments.oracle:
+        classifiers = fit_oracles(arguments, model, processor, len(names), accelerator.is_main_process)
     sheet, options = ContactSheet(arguments.pictures, names), inference_options(arguments, accelerator)
     scores = score(model, processor, source, prompts, len(names), accelerator, options, classifiers, sheet.add)
-    results = scores.figures(names, unseen) | {
+
+    figures = scores.figures(names, unseen)
+    results = figures | {
         "num_images": scores.num_images,
         "class_names": names,
         "unseen_classes": [names[index] for index in unseen],
@@ -209,7 +224,7 @@ def evaluate(arguments: argparse.Namespace, command_line: Sequence[str]) -> dict
         **provenance("training.evaluate", command_line),
     }
     if accelerator.is_main_process:
-        print(report(scores.figures(names, unseen)))
+        print(report(figures))
         if arguments.output:
             write_json(arguments.output, results)
         if sheet.pictures:
