@@ -7,13 +7,17 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_mask_clip import MaskClipConfig
+from .configuration_mta_clip import MtaClipConfig
 from .configuration_mvp_seg import MvpSegConfig
 from .configuration_mvp_seg_plus import MvpSegPlusConfig
+from .configuration_pixel_text_clip import PixelTextClipConfig
 from .configuration_vpl import VplConfig
 from .image_processing_segmentation import SegmentationImageProcessor
 from .modeling_mask_clip import MaskClipForSemanticSegmentation
+from .modeling_mta_clip import MtaClipForSemanticSegmentation
 from .modeling_mvp_seg import MvpSegForSemanticSegmentation
 from .modeling_mvp_seg_plus import MvpSegPlusForSemanticSegmentation
+from .modeling_pixel_text_clip import PixelTextClipForSemanticSegmentation
 from .modeling_vpl import VplForSemanticSegmentation
 from .outputs import SegmentationOutput
 from .processing_segmentation import SegmentationProcessor
@@ -23,8 +27,10 @@ __version__ = "0.1.0"
 
 METHODS = {
     MaskClipConfig: MaskClipForSemanticSegmentation,
+    MtaClipConfig: MtaClipForSemanticSegmentation,
     MvpSegConfig: MvpSegForSemanticSegmentation,
     MvpSegPlusConfig: MvpSegPlusForSemanticSegmentation,
+    PixelTextClipConfig: PixelTextClipForSemanticSegmentation,
     VplConfig: VplForSemanticSegmentation,
 }
 """Every method: its configuration and its model class."""
@@ -42,10 +48,14 @@ __all__ = [
     "METHODS",
     "MaskClipConfig",
     "MaskClipForSemanticSegmentation",
+    "MtaClipConfig",
+    "MtaClipForSemanticSegmentation",
     "MvpSegConfig",
     "MvpSegForSemanticSegmentation",
     "MvpSegPlusConfig",
     "MvpSegPlusForSemanticSegmentation",
+    "PixelTextClipConfig",
+    "PixelTextClipForSemanticSegmentation",
     "SegmentationImageProcessor",
     "SegmentationOutput",
     "SegmentationProcessor",

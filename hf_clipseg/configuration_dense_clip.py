@@ -24,8 +24,8 @@ class DenseClipConfig(PreTrainedConfig):
     has_text_encoder: bool = True
 
     def __post_init__(self, **kwargs):
-        if not isinstance(self.clip_config, CLIPConfig):
-            self.clip_config = CLIPConfig(**(self.clip_config or {}))
+        if not isinstance(self.clip_config, PreTrainedConfig):
+            self.clip_config = self.sub_configs["clip_config"](**(self.clip_config or {}))
         if self.class_names is not None:
             self.class_names = normalise_class_names(self.class_names)
             self.id2label = {index: names[0] for index, names in enumerate(self.class_names)}

@@ -27,6 +27,10 @@ class DenseClipPreTrainedModel(PreTrainedModel):
     def build_clip(self, config) -> None:
         """Create the backbone and the place for baked classes. `class_embeds` is `(names, dim)`, L2-normalised, or None."""
         self.clip = ClipBackbone(config.clip_config, with_text_encoder=config.has_text_encoder)
+        self.prepare_classes(config)
+
+    def prepare_classes(self, config) -> None:
+        """The place for baked classes, of the size that the checkpoint has."""
         class_ids = config.baked_class_ids()
         shape = None if class_ids is None else (len(class_ids), config.clip_config.projection_dim)
         self.register_buffer("class_embeds", None if shape is None else torch.zeros(shape))

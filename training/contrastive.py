@@ -7,51 +7,11 @@ others, are found somewhere in the image (log-sum-exp pooling, as in Pinheiro an
 """
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-
-class GatherWithGradient(torch.autograd.Function):
-    """Concatenates a tensor over processes along dimension 0; gradients come back to the process that gave the rows."""
-
-    @staticmethod
-    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
-        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, tensor.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Rows of all processes, in order of rank, differentiable; the tensor itself where there is one process."""
-    distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return GatherWithGradient.apply(tensor) if distributed else tensor
-
-
-def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
-    """Symmetric InfoNCE over the samples of all processes.
-
-    Both embeddings are (B, D), L2-normalised; `logit_scale` is already exponentiated.
-
-    Every process computes the loss of the whole batch, so the average of its gradients over processes is the gradient of one
-    process that holds all samples.
-    """
-    with full_precision(image_embeds):
-        logits = logit_scale * gather(image_embeds.float()) @ gather(text_embeds.float()).T
-        targets = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-
-
-def full_precision(tensor: torch.Tensor) -> torch.autocast:
-    """Turns autocast off: cosines times a scale of up to 100 lose their order in bf16."""
-    return torch.autocast(tensor.device.type, enabled=False)
+from hf_clipseg.contrastive import contrastive_loss, full_precision
 
 
 class NounLoss(nn.Module):

@@ -5,7 +5,7 @@ CLIP (arXiv:2103.00020, section 2.5) does. Schedules are factors of the peak lea
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -14,12 +14,12 @@ EMBEDDING_NAMES = ("embedding", "class_embedding", "logit_scale", "logit_bias")
 SCHEDULES = ("cosine", "poly", "constant")
 
 
-def is_decayed(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay applies: matrices and convolution kernels, but no embedding table.
+def is_decayed(name: str, parameter: torch.Tensor, undecayed_names: Sequence[str] = ()) -> bool:
+    """Whether weight decay applies: matrices and convolution kernels, but no embedding table and nothing of `undecayed_names`.
 
     The patch embedding is called an embedding but is a convolution, so it decays.
     """
-    if parameter.ndim < 2:
+    if parameter.ndim < 2 or any(part in name for part in undecayed_names):
         return False
     return "patch_embedding" in name or not any(part in name for part in EMBEDDING_NAMES)
 
@@ -29,12 +29,14 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float,
     learning_rate_factors: Mapping[str, float] | None = None,
+    undecayed_names: Sequence[str] = (),
 ) -> list[dict]:
     """Groups for an optimiser: one per (learning-rate factor, decayed or not), frozen parameters left out.
 
     Args:
         learning_rate_factors: module prefix -> factor of `learning_rate`; the longest matching prefix wins, e.g.
             `{"backbone": 0.1, "backbone.visual_projection": 1.0}`. A factor of 0 is refused: freeze the module instead.
+        undecayed_names: parts of names of further parameters without weight decay, such as learned queries.
 
     Raises:
         ValueError: a prefix matches no trainable parameter, or a factor is not positive.
@@ -48,7 +50,7 @@ def parameter_groups(
         prefixes = [prefix for prefix in factors if name == prefix or name.startswith(prefix.rstrip(".") + ".")]
         prefix = max(prefixes, key=len, default=None)
         unused.difference_update(prefixes)
-        grouped.setdefault((factors.get(prefix, 1.0), is_decayed(name, parameter)), []).append(parameter)
+        grouped.setdefault((factors.get(prefix, 1.0), is_decayed(name, parameter, undecayed_names)), []).append(parameter)
     if unused:
         raise ValueError(f"learning_rate_factors name modules without trainable parameters: {sorted(unused)}")
     if any(factor <= 0 for factor in factors.values()):

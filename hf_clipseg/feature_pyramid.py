@@ -1,0 +1,53 @@
+"""A pyramid of feature maps from a plain vision transformer, whose blocks all work at one resolution.
+
+Source: BEiT's segmentation head, Bao et al. 2021, arXiv 2106.08254: four blocks, resampled by 4, 2, 1 and 1/2 with transposed
+convolutions and max pooling. Deviations: each block's tokens are layer-normalised first, because the residual stream of CLIP
+has a few channels far larger than the rest; the finest scale may be 2 or 1, for backbones with small patches.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class FeaturePyramid(nn.Module):
+    """Tokens of several blocks -> maps that halve in size from level to level.
+
+    Args:
+        width: channels of the tokens and of the maps.
+        finest_scale: size of the first map relative to the token grid, 1, 2 or 4.
+        levels: number of maps.
+    """
+
+    def __init__(self, width: int, finest_scale: int, levels: int):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(levels))
+        self.resamplers = nn.ModuleList(resampler(width, finest_scale / 2**level) for level in range(levels))
+
+    def forward(self, states: Sequence[torch.Tensor], grid: tuple[int, int]) -> list[torch.Tensor]:
+        """
+        Args:
+            states: one `(batch, 1 + h * w, width)` per level, class token first.
+            grid: `(h, w)`.
+
+        Returns:
+            One `(batch, width, h * scale, w * scale)` per level, finest first; odd sizes are rounded up.
+        """
+        maps = []
+        for tokens, norm, resample in zip(states, self.norms, self.resamplers, strict=True):
+            maps.append(resample(norm(tokens[:, 1:]).transpose(1, 2).unflatten(2, grid)))
+        return maps
+
+
+def resampler(width: int, scale: float) -> nn.Module:
+    """`(batch, width, h, w)` -> `(batch, width, h * scale, w * scale)`."""
+    if scale == 4:
+        first, second = (nn.ConvTranspose2d(width, width, kernel_size=2, stride=2) for _ in range(2))
+        return nn.Sequential(first, nn.GroupNorm(1, width), nn.GELU(), second)
+    if scale == 2:
+        return nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+    if scale == 1:
+        return nn.Identity()
+    stride = round(1 / scale)
+    return nn.MaxPool2d(kernel_size=stride, stride=stride, ceil_mode=True)  # a 1 x 1 grid stays one cell

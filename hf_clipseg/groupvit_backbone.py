@@ -1,0 +1,115 @@
+"""transformers' GroupViT made trainable from scratch and usable at any image size.
+
+Paper: "GroupViT: Semantic Segmentation Emerges from Text Supervision", Xu et al., CVPR 2022, arXiv 2202.11094.
+`GroupVitBackbone` has the children of `GroupViTModel`, so state dicts of one load into the other (`nvidia/groupvit-gcc-yfcc`).
+What it adds: group tokens and position embeddings start from noise (transformers leaves them at zero, and equal group tokens
+stay equal), positions are interpolated, assignments are combined over stages, and the batch norm of the projectors sees the
+rows of all processes. The child names of a backbone that the other methods use are `text_model` and `text_projection` as well.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import GroupViTConfig
+from transformers import initialization as init
+from transformers.models.groupvit.modeling_groupvit import GroupViTModel, GroupViTStage, GroupViTVisionEmbeddings
+
+from .clip_backbone import TEXT_BATCH, fit_to_patches
+from .distributed import SyncedBatchNorm1d
+
+INITIAL_STANDARD_DEVIATION = 0.02
+
+
+class Grouping(NamedTuple):
+    """What the vision encoder makes of a batch of images.
+
+    Args:
+        tokens: `(batch, groups, width)`, one token per group after the last stage.
+        assignments: `(batch, groups, h, w)`, share of each patch that belongs to each group; sums to 1 over groups.
+        hidden_states: input of the first stage and output of every stage, where asked for.
+    """
+
+    tokens: torch.Tensor
+    assignments: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None
+
+
+class GroupVitBackbone(GroupViTModel):
+    """GroupViT's two encoders with their projections.
+
+    Args:
+        config: configuration of the GroupViT checkpoint.
+        with_text_encoder: `False` builds the vision half only, for deployment with baked class embeddings.
+    """
+
+    def __init__(self, config: GroupViTConfig, with_text_encoder: bool = True):
+        super().__init__(config)
+        for projection in (self.visual_projection, self.text_projection):
+            projection[1] = SyncedBatchNorm1d(config.projection_intermediate_dim)
+        if not with_text_encoder:
+            self.text_model = None
+            self.text_projection = None
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, GroupViTVisionEmbeddings):
+            init.trunc_normal_(module.position_embeddings, std=INITIAL_STANDARD_DEVIATION)
+        elif isinstance(module, GroupViTStage) and module.group_token is not None:
+            init.trunc_normal_(module.group_token, std=INITIAL_STANDARD_DEVIATION)
+        elif module is self:
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    @property
+    def patch_size(self) -> int:
+        return self.vision_model.embeddings.patch_size
+
+    def group(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> Grouping:
+        """Groups of `pixel_values (batch, 3, height, width)`, any size."""
+        pixel_values = fit_to_patches(pixel_values, self.patch_size)
+        grid = tuple(side // self.patch_size for side in pixel_values.shape[-2:])
+        patches = self.vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
+        encoded = self.vision_model.encoder(
+            patches, output_hidden_states=output_hidden_states, output_attentions=True, return_dict=True
+        )
+        tokens = self.vision_model.layernorm(encoded.last_hidden_state)
+        return Grouping(tokens, combine_stages(encoded.attentions).unflatten(2, grid), encoded.hidden_states)
+
+    def embed_images(self, group_tokens: torch.Tensor) -> torch.Tensor:
+        """`(batch, groups, width)` -> image embeddings `(batch, dim)`, L2-normalised: the mean token, projected."""
+        return nn.functional.normalize(self.visual_projection(group_tokens.mean(dim=1)), dim=-1)
+
+    def embed_groups(self, group_tokens: torch.Tensor) -> torch.Tensor:
+        """`(batch, groups, width)` -> group embeddings `(batch, groups, dim)`, L2-normalised."""
+        batch, groups, _ = group_tokens.shape
+        embeds = self.visual_projection(group_tokens.flatten(0, 1)).unflatten(0, (batch, groups))
+        return nn.functional.normalize(embeds, dim=-1)
+
+    def encode_text(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Sentence embeddings `(prompts, dim)`, L2-normalised, of `input_ids (prompts, length)`, in bounded memory.
+
+        No attention mask is needed: the text encoder is causal and reads at the end-of-text token.
+        """
+        if self.text_model is None:
+            raise ValueError(
+                "This checkpoint was saved without its text encoder, so class names cannot be encoded. Use the classes "
+                "that are baked into it (leave out class_names), or load the full checkpoint."
+            )
+        pooled = [self.text_model(input_ids=chunk).pooler_output for chunk in input_ids.split(TEXT_BATCH)]
+        return nn.functional.normalize(self.text_projection(torch.cat(pooled)), dim=-1)
+
+    def text_weights(self) -> list[torch.Tensor]:
+        """The tensors that text embeddings depend on, the running statistics of the batch norm among them."""
+        if self.text_model is None:
+            return []
+        projection = self.text_projection
+        return [*self.text_model.parameters(), *projection.parameters(), *projection.buffers()]
+
+
+def combine_stages(attentions: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Soft assignments of each stage, `(batch, outputs, inputs)`, first to last -> `(batch, last outputs, patches)`."""
+    combined = attentions[0]
+    for assignments in attentions[1:]:
+        combined = assignments @ combined
+    return combined
