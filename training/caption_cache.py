@@ -7,6 +7,7 @@ name and renamed when complete. Processes and later runs share it.
 import hashlib
 import json
 import os
+import shutil
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -57,7 +58,12 @@ class CachedCaptions:
                 captions = sum(pool.starmap(_fill, jobs), [])
         (partial / "captions.json").write_text(json.dumps(captions))
         (partial / "description.json").write_text(json.dumps(description, indent=2))
-        os.replace(partial, self.path)
+        try:
+            os.replace(partial, self.path)
+        except OSError:
+            shutil.rmtree(partial)
+            if not self.path.is_dir():  # another run was faster and wrote the same content
+                raise
 
 
 def _fill(source, size: int, path: str, start: int, stop: int) -> list[list[str]]:

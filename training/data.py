@@ -7,20 +7,27 @@ A folder is a Parquet export, an imagefolder with metadata, a `save_to_disk` fol
 
 import itertools
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from hf_clipseg.image_io import load_image
 from hf_clipseg.toyscapes_datasets import ToyscapesDataset, code_digest
+from hf_clipseg.toyscapes_vocabulary import CLASS_NAMES
 
-from .columns import find_column, find_key_column
+from .columns import class_names_in_features, class_names_in_folder, find_column, find_key_column, read_class_names
+from .masks import MaskReader
+from .presets import PRESETS, Preset
 
 logger = logging.getLogger(__name__)
 
+PATH_TYPES = ("string", "large_string", "binary", "large_binary")
+UNLABELLED_NAMES = ("unlabeled", "unlabelled", "void", "other", "background", "ignore")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -103,6 +110,72 @@ def open_parallel_folders(images: Path, masks: Path) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
 
 
+class SegmentationSource:
+    """Images with masks: `source[i]` is `{"image": RGB PIL image, "mask": (H, W) int64, 255 = ignore, "key": str}`.
+
+    Args:
+        dataset: rows with encoded images and masks; a mask may also be a path below `folder`.
+        read_mask: decodes and relabels one mask.
+        class_names: in the order of the mask's ids; None where the data set does not say.
+        description: identifies the content, for caches.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_column: str,
+        mask_column: str,
+        read_mask: MaskReader,
+        class_names: Sequence[str] | None,
+        description: dict[str, Any],
+        folder: Path | None = None,
+    ):
+        self.dataset, self.image_column, self.mask_column = dataset, image_column, mask_column
+        self.key_column = find_key_column(dataset.column_names)
+        self.read_mask, self.class_names, self.folder = read_mask, class_names, folder
+        self.description = description
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.dataset[index]
+        key = str(row[self.key_column]) if self.key_column else str(index)
+        image = read_image(row[self.image_column], key)
+        return paired(image, self.read_mask(self.locate(row[self.mask_column]), key), key)
+
+    def locate(self, value: Any) -> Any:
+        """A mask given as a path is looked for beside the data."""
+        return self.folder / value if isinstance(value, str) and self.folder is not None else value
+
+
+def paired(image: Image.Image, mask: np.ndarray, key: str) -> dict[str, Any]:
+    """One sample, after the check that mask and image fit each other."""
+    if mask.shape != (image.height, image.width):
+        raise ValueError(
+            f"image and mask of {key!r} differ in size (height, width): {(image.height, image.width)} and {mask.shape}; "
+            "resize the mask with nearest neighbour, or check that the files belong together"
+        )
+    return {"image": image, "mask": mask, "key": key}
+
+
+class ToyscapesSource:
+    """Toyscapes scenes as a `SegmentationSource`; drawn when they are asked for."""
+
+    class_names = CLASS_NAMES
+
+    def __init__(self, scenes: ToyscapesDataset):
+        self.scenes = scenes
+        self.description = {"dataset": "toyscapes", "code": code_digest(), **scenes.settings()}
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scene = self.scenes[index]
+        return paired(Image.fromarray(scene.image), scene.mask.astype(np.int64), scene.key)
+
+
 class CaptionSource:
     """Images with captions: `source[i]` is `{"image": RGB PIL image, "captions": list of str, "key": str}`.
 
@@ -153,6 +226,73 @@ def read_image(value: Any, key: str) -> Image.Image:
         raise ValueError(f"image {key!r}: {error}") from error
 
 
+def load_source(
+    dataset_name: str,
+    split: str,
+    config_name: str | None = None,
+    image_column: str | None = None,
+    mask_column: str | None = None,
+    classes_file: str | None = None,
+    reduce_labels: bool = False,
+    id_map: Mapping[int, int] | None = None,
+    ignore_label: int | None = None,
+    streaming: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    size: tuple[int, int] = (128, 128),
+) -> SegmentationSource | ToyscapesSource:
+    """Images and masks of Toyscapes, a preset, a Hub data set or a folder.
+
+    Args:
+        dataset_name: "toyscapes", a name in `presets.PRESETS`, a Hub id, or a folder.
+        classes_file: class names (see `read_class_names`); by default those of the preset, the folder or the features.
+        reduce_labels, id_map, ignore_label: see `MaskReader`.
+        limit, streaming, seed: see `open_dataset`; for Toyscapes the seed chooses the scenes.
+        size: (height, width) of Toyscapes scenes.
+    """
+    if dataset_name == "toyscapes":
+        return ToyscapesSource(ToyscapesDataset(split, size, limit, seed))
+    folder = Path(dataset_name) if Path(dataset_name).is_dir() else None
+    preset = None if folder else PRESETS.get(dataset_name)
+    if preset:
+        dataset_name, reduce_labels = preset.dataset_name, reduce_labels or preset.reduce_labels
+        image_column, mask_column = image_column or preset.image_column, mask_column or preset.mask_column
+        id_map = id_map or preset.id_map
+    dataset = open_dataset(dataset_name, split, config_name, streaming, limit, seed)
+    image_column = find_column(image_columns(dataset), "image", image_column)
+    mask_column = find_column(image_columns(dataset), "mask", mask_column)
+    class_names = choose_class_names(dataset_name, dataset, classes_file, preset, reduce_labels)
+    colour_map = preset.colour_map if preset else None
+    read_mask = MaskReader(len(class_names) if class_names else None, colour_map, reduce_labels, id_map, ignore_label)
+    description = {
+        "dataset": dataset_name, "fingerprint": dataset._fingerprint, "columns": [image_column, mask_column],
+        "reduce_labels": reduce_labels, "id_map": sorted((id_map or {}).items()), "ignore_label": ignore_label,
+    }  # fmt: skip
+    return SegmentationSource(dataset, image_column, mask_column, read_mask, class_names, description, folder)
+
+
+def image_columns(dataset: datasets.Dataset) -> list[str]:
+    """Columns that can hold an image or the path of one: numbers and class labels cannot."""
+    features = dataset.features.items()
+    return [name for name, feature in features if isinstance(feature, (datasets.Image, dict)) or feature.dtype in PATH_TYPES]
+
+
+def choose_class_names(
+    dataset_name: str, dataset: datasets.Dataset, classes_file: str | None, preset: Preset | None, reduce_labels: bool
+) -> list[str] | None:
+    """Class names from the most specific place that has some; the name of a 0 that means unlabelled is left out."""
+    if classes_file:
+        names = read_class_names(classes_file)
+    elif preset:
+        path = None if preset.class_names else hf_hub_download(dataset_name, "id2label.json", repo_type="dataset")
+        names = list(preset.class_names or read_class_names(path))
+    else:
+        names = class_names_in_folder(dataset_name) or class_names_in_features(dataset.features)
+    if names and reduce_labels and names[0].lower() in UNLABELLED_NAMES:
+        return names[1:]
+    return names
+
+
 def load_captions(
     dataset_name: str,
     split: str,
@@ -168,10 +308,16 @@ def load_captions(
 
     Args:
         limit, streaming, seed: see `open_dataset`.
-        toyscapes_options: `size`, `omission_rate` and `closeup_rate` of `ToyscapesDataset`; other data sets have no use for them.
+        toyscapes_options: `size`, `omission_rate` and `closeup_rate` of `ToyscapesDataset`; unused for others.
     """
     if dataset_name == "toyscapes":
         return ToyscapesCaptions(ToyscapesDataset(split, num_samples=limit, seed=seed, **toyscapes_options))
     dataset = open_dataset(dataset_name, split, config_name, streaming, limit, seed)
     description = {"dataset": dataset_name, "fingerprint": dataset._fingerprint}
     return CaptionSource(dataset, image_column, caption_column, description)
+
+
+if __name__ == "__main__":
+    from .check_dataset import main
+
+    main()

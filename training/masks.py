@@ -1,0 +1,145 @@
+"""Reading segmentation masks as class ids, however they were stored.
+
+Masks come as single-channel or palette images of ids, as colours of a map (Pascal VOC), or as three equal channels (some Parquet
+copies). Which of these a file is, is found from its content and logged once.
+"""
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_clipseg.constants import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
+
+VOC_BORDER = (224, 224, 192)
+
+
+def voc_palette(num_classes: int = 21) -> list[tuple[int, int, int]]:
+    """Colours of Pascal VOC: the bits of a class id, three at a time, fill each channel from the top."""
+    palette = []
+    for class_id in range(num_classes):
+        colour = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                colour[channel] |= (class_id >> (3 * bit + channel) & 1) << (7 - bit)
+        palette.append(tuple(colour))
+    return palette
+
+
+class MaskReader:
+    """Encoded mask -> (H, W) int64 class ids, `IGNORE_INDEX` where nothing is known.
+
+    Args:
+        num_classes: ids from this on are an error; None: not checked.
+        colour_map: colour of each class, for masks stored as colours.
+        reduce_labels: 0 means unlabelled: 0 -> 255, k -> k - 1.
+        id_map: stored id -> class id (or 255); every stored id must be listed. Applied instead of `reduce_labels`.
+        ignore_label: a stored id that also means unlabelled.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        colour_map: Sequence[tuple[int, int, int]] | None = None,
+        reduce_labels: bool = False,
+        id_map: Mapping[int, int] | None = None,
+        ignore_label: int | None = None,
+    ):
+        if reduce_labels and id_map:
+            raise ValueError("reduce_labels and id_map exclude each other: write the reduction into the map")
+        self.num_classes, self.reduce_labels, self.ignore_label = num_classes, reduce_labels, ignore_label
+        self.id_map = id_map
+        self.ids_of_colours = None if colour_map is None else _colour_ids(colour_map)
+        self.kinds: set[str] = set()
+
+    def __call__(self, value: Any, key: str) -> np.ndarray:
+        """`value` is bytes, a path, a PIL image, an array, or `{"bytes", "path"}`; `key` names it in errors."""
+        labels, kind = self.stored_ids(open_mask(value, key), key)
+        if kind not in self.kinds:
+            self.kinds.add(kind)
+            logger.info("masks are read as %s (first seen in %s)", kind, key)
+        labels = self.relabel(labels, key)
+        known = labels[labels != IGNORE_INDEX]
+        if self.num_classes is not None and known.size and not 0 <= known.min() <= known.max() < self.num_classes:
+            wrong = sorted(set(known[(known < 0) | (known >= self.num_classes)].tolist()))
+            raise ValueError(
+                f"mask {key!r} holds the labels {wrong[:5]}, but there are {self.num_classes} classes (0 to "
+                f"{self.num_classes - 1}); use reduce_labels, an id map, or name all classes"
+            )
+        return labels
+
+    def stored_ids(self, image: Image.Image, key: str) -> tuple[np.ndarray, str]:
+        """Ids as the file holds them, and in which form it does."""
+        if image.mode == "P":
+            return np.asarray(image).astype(np.int64), "a palette image of ids"
+        if image.mode in ("RGBA", "CMYK", "YCbCr", "HSV", "LAB"):
+            image = image.convert("RGB")
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.ndim == 2:
+            return pixels, "an image of ids"
+        if pixels.shape[2] != 3:  # grey with transparency
+            return pixels[..., 0], "an image of ids"
+        colours = pixels @ (65_536, 256, 1)
+        if self.ids_of_colours is not None and np.isin(colours, list(self.ids_of_colours)).all():
+            values, positions = np.unique(colours, return_inverse=True)
+            ids = np.array([self.ids_of_colours[value] for value in values.tolist()])
+            return ids[positions].reshape(colours.shape), "colours of the colour map"
+        if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
+            return pixels[..., 0], "three equal channels of ids"
+        known = self.ids_of_colours or {}
+        strange = next(colour for colour in np.unique(colours).tolist() if colour not in known)
+        triple = (strange >> 16, strange >> 8 & 255, strange & 255)
+        reason = "it is not in the colour map" if known else "there is no colour map"
+        raise ValueError(f"mask {key!r} is a colour image with the colour {triple}, but {reason}; give a colour map")
+
+    def relabel(self, labels: np.ndarray, key: str) -> np.ndarray:
+        """Stored ids -> class ids."""
+        if self.ignore_label is not None:
+            labels = np.where(labels == self.ignore_label, IGNORE_INDEX, labels)
+        if self.reduce_labels:
+            return np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
+        if self.id_map is None:
+            return labels
+        values, positions = np.unique(labels, return_inverse=True)
+        id_map = {IGNORE_INDEX: IGNORE_INDEX, **self.id_map}
+        unlisted = [value for value in values.tolist() if value not in id_map]
+        if unlisted:
+            raise ValueError(
+                f"mask {key!r} holds the labels {unlisted[:5]}, which the id map does not list; map them, or to 255"
+            )
+        return np.array([id_map[value] for value in values.tolist()])[positions].reshape(labels.shape)
+
+
+def _colour_ids(colour_map: Sequence[tuple[int, int, int]]) -> dict[int, int]:
+    """Packed colour -> id; white and VOC's border mean unlabelled unless they are classes."""
+    special = {colour: IGNORE_INDEX for colour in (VOC_BORDER, (255, 255, 255))}
+    listed = special | {tuple(colour): class_id for class_id, colour in enumerate(colour_map)}
+    return {(red << 16) + (green << 8) + blue: class_id for (red, green, blue), class_id in listed.items()}
+
+
+def open_mask(value: Any, key: str) -> Image.Image:
+    """A mask file as it is stored: no conversion, no rotation.
+
+    Raises:
+        ValueError: it is missing, or no image.
+    """
+    if isinstance(value, dict):
+        value = value["bytes"] if value["bytes"] is not None else value["path"]
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, np.ndarray):
+        return Image.fromarray(value)
+    if not isinstance(value, (bytes, str, Path)):
+        raise ValueError(f"mask {key!r} is no image but {type(value).__name__}; choose another --mask_column")
+    try:
+        image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+        image.load()
+        return image
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"mask {key!r} cannot be read ({error})") from error
