@@ -21,7 +21,7 @@ from hf_clipseg.toyscapes_datasets import ToyscapesDataset, code_digest
 from hf_clipseg.toyscapes_vocabulary import CLASS_NAMES
 
 from .columns import class_names_in_features, class_names_in_folder, find_column, find_key_column, read_class_names
-from .masks import MaskReader
+from .masks import MaskReader, open_mask
 from .presets import PRESETS, Preset
 
 logger = logging.getLogger(__name__)
@@ -143,6 +143,13 @@ class SegmentationSource:
         key = str(row[self.key_column]) if self.key_column else str(index)
         image = read_image(row[self.image_column], key)
         return paired(image, self.read_mask(self.locate(row[self.mask_column]), key), key)
+
+    def stored_and_relabelled(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ids that the mask file holds and what they become, out-of-range ones too: for looking at a data set."""
+        row = self.dataset[index]
+        key = str(row[self.key_column]) if self.key_column else str(index)
+        stored, _ = self.read_mask.stored_ids(open_mask(self.locate(row[self.mask_column]), key), key)
+        return stored, self.read_mask.relabel(stored, key)
 
     def locate(self, value: Any) -> Any:
         """A mask given as a path is looked for beside the data."""
@@ -273,8 +280,11 @@ def load_source(
 
 def image_columns(dataset: datasets.Dataset) -> list[str]:
     """Columns that can hold an image or the path of one: numbers and class labels cannot."""
-    features = dataset.features.items()
-    return [name for name, feature in features if isinstance(feature, (datasets.Image, dict)) or feature.dtype in PATH_TYPES]
+
+    def fits(feature) -> bool:
+        return isinstance(feature, (datasets.Image, dict)) or getattr(feature, "dtype", None) in PATH_TYPES
+
+    return [name for name, feature in dataset.features.items() if fits(feature)]
 
 
 def choose_class_names(

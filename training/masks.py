@@ -1,7 +1,7 @@
 """Reading segmentation masks as class ids, however they were stored.
 
-Masks come as single-channel or palette images of ids, as colours of a map (Pascal VOC), or as three equal channels (some Parquet
-copies). Which of these a file is, is found from its content and logged once.
+Masks come as single-channel or palette images of ids, as colours of a map (Pascal VOC), or as three equal channels (some
+Parquet copies). Which of these a file is, is found from its content and logged once.
 """
 
 import io

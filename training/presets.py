@@ -1,7 +1,7 @@
 """Public data sets whose columns, classes and label conventions are known, by a short name.
 
-Written for, not run on: the Hub could not be reached where this was written. Run `python -m training.data NAME` first; it prints
-what the labels look like. The sources are in each set's paper and on its Hub page.
+Written for, not run on: the Hub could not be reached where this was written. Run `python -m training.data NAME` first;
+it prints what the labels look like. The sources are in each set's paper and on its Hub page.
 """
 
 from collections.abc import Mapping, Sequence
