@@ -204,7 +204,10 @@ def train(
     announce(settings, identity, model, first_step)
 
     sampler = StepSampler(len(dataset), settings, first_step, accelerator.process_index, accelerator.num_processes)
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=settings.dataloader_num_workers)
+    # an own generator: a loader draws its base seed when iteration starts, which would shift the restored global random state
+    generator = torch.Generator().manual_seed(settings.seed)
+    workers = settings.dataloader_num_workers
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, generator=generator)
     batches = iter(loader)
     log = MetricsLog(accelerator, settings)
     progress = tqdm(total=settings.max_train_steps, initial=first_step, disable=not accelerator.is_main_process, mininterval=5)
