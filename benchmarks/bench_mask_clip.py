@@ -56,7 +56,9 @@ def measure_memory(num_classes: int, image_size: int) -> None:
     upsample_argmax(logits, (image_size, image_size))
     added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     full = num_classes * image_size**2 * 4 / 2**20
-    print(f"{num_classes}-class label map at {image_size} px: peak memory +{added:.0f} MiB (all logits at once: {full:.0f} MiB)")
+    print(
+        f"{num_classes}-class label map at {image_size} px: peak memory +{added:.0f} MiB (all logits at once: {full:.0f} MiB)"
+    )
 
 
 if __name__ == "__main__":

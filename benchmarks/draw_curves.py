@@ -1,0 +1,50 @@
+"""Draws the curves of training runs from their metrics.jsonl.
+
+pip install -r benchmarks/requirements.txt
+python benchmarks/draw_curves.py runs/clip-toyscapes/metrics.jsonl --values contrastive present explained --output curves.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Rows in order of step; where a resumed run wrote a step again, the last row counts."""
+    rows: dict[tuple, dict] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        rows[row["step"], tuple(sorted(row))] = row
+    return sorted(rows.values(), key=lambda row: row["step"])
+
+
+def draw(files: list[Path], values: list[str], output: Path) -> None:
+    """One panel per value, one line per run."""
+    figure, panels = plt.subplots(1, len(values), figsize=(4 * len(values), 3), squeeze=False)
+    for panel, value in zip(panels[0], values, strict=True):
+        for file in files:
+            points = [(row["step"], row[value]) for row in read_metrics(file) if value in row]
+            if not points:
+                raise SystemExit(f"{file} has no value {value!r}")
+            panel.plot(*zip(*points, strict=True), label=file.parent.name)
+        panel.set(title=value, xlabel="step")
+        panel.grid(alpha=0.3)
+    if len(files) > 1:
+        panels[0][0].legend(fontsize="small")
+    figure.tight_layout()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=90)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--values", nargs="+", default=["loss"])
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    draw(arguments.files, arguments.values, arguments.output)
