@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 VERSION = 1  # raise when the content of a cache would change for the same key
+MIN_PER_PROCESS = 500  # a process takes seconds to start
 
 
 def fit_square(image: Image.Image, size: int) -> np.ndarray:
@@ -24,7 +26,7 @@ def fit_square(image: Image.Image, size: int) -> np.ndarray:
 
 
 class CachedCaptions:
-    """Images (uint8 memory map, (N, size, size, 3)) and captions of `source`, a sequence of `{"image", "captions"}`.
+    """Images (uint8 memory map, (N, size, size, 3)), captions and keys of `source`, items `{"image", "captions", "key"}`.
 
     Args:
         source: has `__len__`, `__getitem__` and `description` (a JSON-able dict that identifies its content).
@@ -41,6 +43,10 @@ class CachedCaptions:
         self.captions: list[list[str]] = json.loads((self.path / "captions.json").read_text())
         self.images = np.load(self.path / "images.npy", mmap_mode="r")
 
+    @cached_property
+    def keys(self) -> list[str]:
+        return json.loads((self.path / "keys.json").read_text())
+
     def __len__(self) -> int:
         return len(self.captions)
 
@@ -49,14 +55,15 @@ class CachedCaptions:
         partial.mkdir(parents=True)
         shape = (len(source), self.size, self.size, 3)
         np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-        ranges = np.array_split(np.arange(len(source)), max(1, min(num_processes, len(source))))
+        ranges = np.array_split(np.arange(len(source)), max(1, min(num_processes, len(source) // MIN_PER_PROCESS)))
         jobs = [(source, self.size, str(partial / "images.npy"), int(r[0]), int(r[-1]) + 1) for r in ranges]
         if len(jobs) == 1:
-            captions = _fill(*jobs[0])
+            texts = _fill(*jobs[0])
         else:
             with get_context("spawn").Pool(len(jobs)) as pool:
-                captions = sum(pool.starmap(_fill, jobs), [])
-        (partial / "captions.json").write_text(json.dumps(captions))
+                texts = sum(pool.starmap(_fill, jobs), [])
+        for name, values in zip(("captions", "keys"), zip(*texts, strict=True), strict=True):
+            (partial / f"{name}.json").write_text(json.dumps(values))
         (partial / "description.json").write_text(json.dumps(description, indent=2))
         try:
             os.replace(partial, self.path)
@@ -66,12 +73,13 @@ class CachedCaptions:
                 raise
 
 
-def _fill(source, size: int, path: str, start: int, stop: int) -> list[list[str]]:
+def _fill(source, size: int, path: str, start: int, stop: int) -> list[tuple[list[str], str]]:
+    """Writes the images of some rows; returns their captions and keys."""
     images = np.load(path, mmap_mode="r+")
-    captions = []
+    texts = []
     for index in range(start, stop):
         sample = source[index]
         images[index] = fit_square(sample["image"], size)
-        captions.append(sample["captions"])
+        texts.append((sample["captions"], sample["key"]))
     images.flush()
-    return captions
+    return texts

@@ -46,9 +46,8 @@ class NounLoss(nn.Module):
         present = F.binary_cross_entropy_with_logits(pooled, mentioned.float(), weights)
 
         mass = (logits.softmax(dim=2) * mentioned[:, None]).sum(dim=2)  # (B, N); 0 where a caption mentions no noun
-        has_noun = mentioned.any(dim=1)
         surprise = -(self.unmentioned + (1 - self.unmentioned) * mass).clamp_min(1e-6).log().mean(dim=1)
-        explained = (surprise * has_noun).sum() / has_noun.sum().clamp_min(1)
+        explained = (surprise * mentioned.any(dim=1)).mean()  # of all images, so that it averages over processes too
         return {"present": self.present_weight * present, "explained": self.explained_weight * explained}
 
 
