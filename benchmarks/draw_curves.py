@@ -1,7 +1,7 @@
 """Draws the curves of training runs from their metrics.jsonl.
 
 pip install -r benchmarks/requirements.txt
-python benchmarks/draw_curves.py runs/clip-toyscapes/metrics.jsonl --values contrastive present explained --output curves.png
+    python benchmarks/draw_curves.py runs/clip-toyscapes/metrics.jsonl --values contrastive explained --output curves.png
 """
 
 import argparse
