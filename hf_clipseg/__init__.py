@@ -6,6 +6,7 @@ Importing the package registers every method with transformers' Auto classes.
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
+from .configuration_cocu import CocuConfig
 from .configuration_mask_clip import MaskClipConfig
 from .configuration_mta_clip import MtaClipConfig
 from .configuration_mvp_seg import MvpSegConfig
@@ -13,6 +14,7 @@ from .configuration_mvp_seg_plus import MvpSegPlusConfig
 from .configuration_pixel_text_clip import PixelTextClipConfig
 from .configuration_vpl import VplConfig
 from .image_processing_segmentation import SegmentationImageProcessor
+from .modeling_cocu import CocuForSemanticSegmentation
 from .modeling_mask_clip import MaskClipForSemanticSegmentation
 from .modeling_mta_clip import MtaClipForSemanticSegmentation
 from .modeling_mvp_seg import MvpSegForSemanticSegmentation
@@ -26,6 +28,7 @@ from .prototypes import VisionPrototypes
 __version__ = "0.1.0"
 
 METHODS = {
+    CocuConfig: CocuForSemanticSegmentation,
     MaskClipConfig: MaskClipForSemanticSegmentation,
     MtaClipConfig: MtaClipForSemanticSegmentation,
     MvpSegConfig: MvpSegForSemanticSegmentation,
@@ -45,6 +48,8 @@ for config_class, model_class in METHODS.items():
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config_class.model_type] = model_class.__name__
 
 __all__ = [
+    "CocuConfig",
+    "CocuForSemanticSegmentation",
     "METHODS",
     "MaskClipConfig",
     "MaskClipForSemanticSegmentation",

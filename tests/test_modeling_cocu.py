@@ -191,6 +191,8 @@ class TestCocu(ModelingContract):
         torch.manual_seed(seed)
         captions, pixel_values = self.captions(processor, 4), torch.randn(4, 3, 32, 32)
         scales = [model.clip.logit_scale, model.concept_logit_scale]
+        for scale in scales:
+            scale.data.zero_()
         others = [parameter for parameter in model.parameters() if all(parameter is not scale for scale in scales)]
         optimizer = torch.optim.AdamW([{"params": scales, "lr": 100.0}, {"params": others}], lr=3e-3)
         for _ in range(3):
