@@ -8,7 +8,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from hf_clipseg.clip_backbone import ClipBackbone
 from hf_clipseg.toyscapes import CAPTION_NOUNS
@@ -242,7 +242,7 @@ def test_script_resumes_bit_for_bit_and_saves_a_clip_that_transformers_loads(tmp
 
     folder = tmp_path / "straight" / "final"
     clip, tokenizer = CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert CLIPImageProcessor.from_pretrained(folder).crop_size == {"height": 16, "width": 16}
+    assert CLIPImageProcessorPil.from_pretrained(folder).crop_size == {"height": 16, "width": 16}
     for key, value in clip.state_dict().items():
         assert key not in weights[0] or torch.equal(value, weights[0][key])
     assert clip.config.text_config.eos_token_id == tokenizer.eos_token_id == 3
