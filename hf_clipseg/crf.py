@@ -100,6 +100,8 @@ class PermutohedralLattice:
 
     def __init__(self, features: torch.Tensor):
         self.dimensions = features.shape[1]
+        if features.abs().amax() > 1e6:  # positions within a cell would be lost to rounding
+            raise ValueError(f"Features reach {features.abs().amax():.3g} standard deviations; use larger standard deviations.")
         corners, self.weights = simplex_corners(features.float())  # (N, d + 1, d), (N, d + 1)
         strides, codes = pack(corners)
         self.codes, inverse = codes.unique(return_inverse=True)

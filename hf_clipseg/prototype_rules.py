@@ -30,7 +30,7 @@ class PrototypeSettings:
             Only with `rule="centroid"`.
         text_temperature, image_temperature: see the module docstring.
         learning_rate: of the first step; None takes 10 for `"step"`, 0.01 for `"adam"`.
-        max_iterations, tolerance: of `"step"` and `"adam"`; they stop when 20 iterations gain less than `tolerance` of loss.
+        max_iterations, tolerance: of `"step"` and `"adam"`; they stop when 20 iterations change the loss by less than `tolerance`.
         confident: rows of p above it become one-hot.
         sinkhorn: balance p to a uniform class marginal. Wrong for most real data, where classes are not equally frequent.
         shrinkage: as many regions as the text prototype counts for.
@@ -171,7 +171,7 @@ def descend_with_adam(embeds, targets, start: torch.Tensor, settings: PrototypeS
 
 
 class Plateau:
-    """Tells when 20 iterations have gained less than `settings.tolerance` of loss."""
+    """Tells when 20 iterations have changed the loss by less than `settings.tolerance`."""
 
     def __init__(self, embeds, targets, settings: PrototypeSettings):
         self.data = embeds, targets
@@ -183,8 +183,8 @@ class Plateau:
         if self.iteration % 20:
             return False
         loss = alignment_loss(*self.data, prototypes, self.settings.image_temperature).item()
-        gained, self.last = self.last - loss, loss
-        return gained < self.settings.tolerance
+        change, self.last = abs(self.last - loss), loss
+        return change < self.settings.tolerance
 
 
 def soft_centroids(embeds: torch.Tensor, targets: torch.Tensor, centred: bool) -> torch.Tensor:
