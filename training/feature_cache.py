@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.text_bank import weights_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -76,27 +75,13 @@ def crop(
     return pixels, labels
 
 
-def check_mask(mask: np.ndarray, num_classes: int, key: str) -> None:
-    """Refuse labels outside the class list before anything is trained on them.
-
-    Raises:
-        ValueError: names the image and the label.
-    """
-    outside = np.unique(mask[(mask != IGNORE_INDEX) & ((mask < 0) | (mask >= num_classes))])
-    if len(outside):
-        raise ValueError(
-            f"The mask of image {key!r} holds the label {int(outside[0])}, but the data set has {num_classes} classes (0 to "
-            f"{num_classes - 1}) and {IGNORE_INDEX} for ignored pixels. Name every class, or remap the labels."
-        )
-
-
 class CropCache(Dataset):
     """An encoder's output and the label map of every crop of a data set.
 
     `cache[i]` is `(encoded, labels)`: `encoded` as float32 of whatever shape the encoder gives, `labels (L, L)` int64.
 
     Args:
-        source: `len()`, items `{"image", "mask", "key"}`, `description` (JSON-able, identifies the content), `class_names`.
+        source: `len()`, items `{"image", "mask"}` and `description` (JSON-able, identifies the content). It checks its labels.
         processor: the `SegmentationProcessor` that resizes and normalises.
         settings: which crops.
         encode: `(batch, 3, S, S)` pixels -> `(batch, ...)`; kept in half precision.
@@ -116,7 +101,7 @@ class CropCache(Dataset):
         batch_size: int = 16,
     ):
         self.source, self.processor, self.settings, self.batch_size = source, processor, settings, batch_size
-        self.num_classes, self.encode = len(source.class_names), encode
+        self.encode = encode
         self.description = {
             "version": VERSION,
             "crops": asdict(settings),
@@ -150,7 +135,7 @@ class CropCache(Dataset):
             names = iter(("encoded", "labels"))
             self._compute(lambda shape, dtype: np.lib.format.open_memmap(partial / f"{next(names)}.npy", "w+", dtype, shape))
             (partial / "description.json").write_text(json.dumps(self.description, indent=2, default=str))
-            os.replace(partial, folder)
+            publish(partial, folder)
         logger.info("features of %d crops: %s", len(self), folder)
         return tuple(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("encoded", "labels"))
 
@@ -175,7 +160,6 @@ class CropCache(Dataset):
         pending = []
         for index in range(len(self.source)):
             sample = self.source[index]
-            check_mask(sample["mask"], self.num_classes, sample["key"])
             for number in range(self.settings.crops_per_image):
                 pending.append(crop(self.processor, sample["image"], sample["mask"], self.settings, index, number))
                 if len(pending) == self.batch_size:
@@ -183,6 +167,16 @@ class CropCache(Dataset):
                     pending = []
         if pending:
             yield stack(pending)
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Give a complete cache its name; where another process was first, its cache has the same content."""
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(partial)
 
 
 def stack(crops: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:

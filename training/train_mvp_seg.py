@@ -118,11 +118,12 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor) -> M
     return model
 
 
-def open_training_data(args: argparse.Namespace, split: str, limit: int | None):
-    """The images and masks of a split."""
+def open_training_data(args: argparse.Namespace):
+    """The images and masks to train on; always the same ones, whatever the seed of the run."""
     return load_source(
-        args.dataset_name, split, config_name=args.dataset_config, image_column=args.image_column,
-        mask_column=args.mask_column, limit=limit, seed=0,
+        args.dataset_name, args.train_split, config_name=args.dataset_config, image_column=args.image_column,
+        mask_column=args.mask_column, classes_file=args.classes_file, reduce_labels=args.reduce_labels,
+        limit=args.max_train_samples, seed=0, size=(args.image_size, args.image_size),
     )  # fmt: skip
 
 
@@ -174,7 +175,7 @@ def make_optimizer(args: argparse.Namespace, model) -> torch.optim.Optimizer:
 def run(args: argparse.Namespace) -> MvpSegForSemanticSegmentation:
     """The whole training; returns the model with all classes baked in, and writes it to `<output_dir>/final`."""
     settings = TrainingSettings.from_arguments(args)
-    source = open_training_data(args, args.train_split, args.max_train_samples)
+    source = open_training_data(args)
     split = choose_split(source.class_names, args.unseen)
     processor = SegmentationProcessor.from_clip(args.model_name_or_path, templates="name")
     accelerator = make_accelerator(settings)

@@ -25,7 +25,7 @@ from .feature_cache import CropCache, cache_pixels
 from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
 from .optim import make_schedule, parameter_groups
 from .train_mvp_seg import crop_settings, open_training_data, save
-from .zero_shot import ZeroShotLabels, add_zero_shot_arguments, check_prompts_fit, choose_split
+from .zero_shot import ZeroShotLabels, add_zero_shot_arguments, choose_split
 
 logger = logging.getLogger(__name__)
 
@@ -144,14 +144,13 @@ def check_teacher(teacher, split: ZeroShotLabels) -> None:
 def run(args: argparse.Namespace) -> MvpSegPlusForSemanticSegmentation:
     """The whole training; returns the student with all classes baked in, and writes it to `<output_dir>/final`."""
     settings = TrainingSettings.from_arguments(args)
-    source = open_training_data(args, args.train_split, args.max_train_samples)
+    source = open_training_data(args)
     split = choose_split(source.class_names, args.unseen)
-    accelerator = make_accelerator(settings)
-    teacher = MvpSegForSemanticSegmentation.from_pretrained(args.teacher).to(accelerator.device)
+    teacher = MvpSegForSemanticSegmentation.from_pretrained(args.teacher)
     processor = SegmentationProcessor.from_pretrained(args.teacher)
     check_teacher(teacher, split)
-    limit = teacher.config.clip_config.text_config.max_position_embeddings
-    check_prompts_fit(processor, split.class_names, processor.templates, teacher.config.num_prompt_tokens, limit)
+    accelerator = make_accelerator(settings)
+    teacher.to(accelerator.device)
     logger.info("seen: %s; unseen: %s", ", ".join(split.seen_names), ", ".join(split.unseen_names) or "none")
 
     with accelerator.main_process_first():

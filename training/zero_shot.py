@@ -141,6 +141,8 @@ def add_zero_shot_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--train_split", default="train", help="(%(default)s)")
     group.add_argument("--image_column", help="where it cannot be guessed")
     group.add_argument("--mask_column", help="where it cannot be guessed")
+    group.add_argument("--classes_file", help="class names by id, where the data set does not name them")
+    group.add_argument("--reduce_labels", action="store_true", help="0 means unlabelled in the masks; class 0 is stored as 1")
     group.add_argument("--max_train_samples", type=int, default=2000, help="images used (%(default)s)")
     group.add_argument(
         "--unseen", default="toyscapes",
@@ -151,5 +153,5 @@ def add_zero_shot_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--crops_per_image", type=int, default=1, help="fixed crops of each image, the first centred (%(default)s)"
     )
-    group.add_argument("--label_cells", type=int, default=4, help="label cells per patch and side, for the loss (%(default)s)")
+    group.add_argument("--label_cells", type=int, default=2, help="label cells per patch and side, for the loss (%(default)s)")
     group.add_argument("--cache_dir", help="keep the cache on disk, in this folder; default: in memory")
