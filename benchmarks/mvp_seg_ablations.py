@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.metrics import ConfusionMatrix, summarise
 from hf_clipseg.multi_view import pairwise_overlap
 from hf_clipseg.text_bank import TEMPLATES
@@ -72,22 +74,36 @@ PLUS_VARIANTS: dict[str, list[str]] = {
 }
 
 
-class TestSet:
-    """Cached test scenes: scores of anything that turns encoded crops into logits."""
+class Vocabulary:
+    """The classes that are scored, and which of them were withheld in training.
 
-    def __init__(self, cache: CropCache, split: ZeroShotLabels, batch_size: int = 40):
-        self.cache, self.split, self.batch_size = cache, split, batch_size
+    Tuning leaves the true unseen classes out altogether: their pixels are ignored, and nothing is chosen by them.
+    """
+
+    def __init__(self, split: ZeroShotLabels, left_out: Sequence[int] = ()):
+        self.ids = [index for index in range(len(split.class_names)) if index not in left_out]
+        self.names = [split.class_names[index] for index in self.ids]
+        self.unseen = [self.ids.index(index) for index in split.unseen_ids if index in self.ids]
+        self.number = torch.full((IGNORE_INDEX + 1,), IGNORE_INDEX)
+        self.number[self.ids] = torch.arange(len(self.ids))
+
+
+class TestSet:
+    """Cached scenes: scores of anything that turns encoded crops into logits."""
+
+    def __init__(self, cache: CropCache, vocabulary: Vocabulary, batch_size: int = 40):
+        self.cache, self.vocabulary, self.batch_size = cache, vocabulary, batch_size
 
     @torch.no_grad()
     def score(self, predict) -> dict:
         """`summarise` of the label maps that `predict(encoded) -> (batch, classes, h, w)` leads to."""
-        confusion = ConfusionMatrix(len(self.split.class_names))
+        confusion = ConfusionMatrix(len(self.vocabulary.ids))
         for first in range(0, len(self.cache), self.batch_size):
             encoded = torch.from_numpy(self.cache.encoded[first : first + self.batch_size]).float()
-            masks = torch.from_numpy(self.cache.labels[first : first + self.batch_size]).long()
+            masks = self.vocabulary.number[torch.from_numpy(self.cache.labels[first : first + self.batch_size]).long()]
             for logits, mask in zip(predict(encoded), masks, strict=True):
                 confusion.update(upsample_argmax(logits, mask.shape), mask)
-        return summarise(confusion, self.split.unseen_ids)
+        return summarise(confusion, self.vocabulary.unseen)
 
 
 def first_synonyms(class_names: Sequence[str]) -> list[str]:
@@ -114,9 +130,11 @@ class Study:
         self.mask_clip = MaskClipForSemanticSegmentation.from_clip(self.clip, keep_residual=self.keep_residual == "yes")
         source = load_source("toyscapes", arguments.split, limit=TEST_IMAGES, seed=0)
         self.split = choose_split(source.class_names, arguments.unseen)
+        true_unseen = choose_split(source.class_names, "toyscapes").unseen_ids
+        self.vocabulary = Vocabulary(self.split, true_unseen if arguments.tuning else ())
         self.source, self.settings = source, CropSettings(IMAGE_SIZE)
         cache = cache_features(self.mask_clip, source, self.processor, self.settings, cache_dir=self.cache_dir)
-        self.test = TestSet(cache, self.split)
+        self.test = TestSet(cache, self.vocabulary)
 
     def shared_options(self, seed: int, output_dir: Path) -> list[str]:
         return [
@@ -128,7 +146,7 @@ class Study:
         """MaskCLIP with every template list, with synonyms and with another template, and the oracle."""
         model, figures = self.mask_clip, {}
         for name, templates in BASELINE_TEMPLATES.items():
-            for vocabulary, arguments in three_vocabularies(self.split.class_names, templates).items():
+            for vocabulary, arguments in three_vocabularies(self.vocabulary.names, templates).items():
                 inputs = self.processor(**arguments)
                 embeds = model.encode_names(inputs["input_ids"], inputs["name_ids"])
                 figures[f"{name}, {vocabulary}"] = self.test.score(
@@ -140,13 +158,13 @@ class Study:
 
     def fit_oracle(self, images: int = 500):
         """The linear probe of `training.oracle`, fitted with the ground truth of all classes on training scenes."""
-        source = load_source("toyscapes", "train", limit=TRAIN_IMAGES, seed=0)
+        source = load_source("toyscapes", "train", limit=images, seed=0)
         cache = cache_features(self.mask_clip, source, self.processor, self.settings, cache_dir=self.cache_dir)
         features, shares = [], []
-        for index in range(min(images, len(cache))):
+        for index in range(len(cache)):
             encoded, mask = cache[index]
-            ids, present = grid_shares(mask.numpy(), encoded.shape[:2])
-            row = torch.zeros(len(self.split.class_names), *encoded.shape[:2])
+            ids, present = grid_shares(self.vocabulary.number[mask].numpy(), encoded.shape[:2])
+            row = torch.zeros(len(self.vocabulary.ids), *encoded.shape[:2])
             row[ids] = present
             features.append(encoded.flatten(0, 1))
             shares.append(row.flatten(1).T)
@@ -155,7 +173,7 @@ class Study:
     def score_prompts(self, model) -> dict:
         """Figures of a trained MVP-SEG model in all three vocabularies, and how far its views agree."""
         figures = {}
-        for vocabulary, arguments in three_vocabularies(self.split.class_names, "name").items():
+        for vocabulary, arguments in three_vocabularies(self.vocabulary.names, "name").items():
             names = dict(self.processor(**arguments))
             figures[vocabulary] = self.test.score(lambda features, names=names: model(patch_embeds=features, **names).logits)
         views = model.class_embeds[1:]
@@ -190,9 +208,11 @@ class Study:
         seconds = time.perf_counter() - started
         cache = cache_pixels(self.source, self.processor, self.settings, cache_dir=self.cache_dir)
         figures = {}
-        for vocabulary, arguments in three_vocabularies(self.split.class_names, "name").items():
+        for vocabulary, arguments in three_vocabularies(self.vocabulary.names, "name").items():
             names = dict(self.processor(**arguments))
-            figures[vocabulary] = TestSet(cache, self.split).score(lambda pixels, names=names: student(pixels, **names).logits)
+            figures[vocabulary] = TestSet(cache, self.vocabulary).score(
+                lambda pixels, names=names: student(pixels, **names).logits
+            )
         keep_only_final(work, keep=name == "MVP-SEG+" and seed == 0)
         return {"figures": figures, "train_seconds": seconds, "options": PLUS_VARIANTS[name]}
 
@@ -219,7 +239,7 @@ def run_all(arguments: argparse.Namespace) -> None:
         if path.exists() or (arguments.only and name not in arguments.only):
             continue
         AcceleratorState._reset_state(reset_partial_state=True)  # every run is a new script to Accelerate
-        result = {"name": name, "seed": seed, **run(name, seed), **provenance("benchmarks.mvp_seg_ablations")}
+        result = {"name": name, "seed": seed, **run(name, seed), **provenance("benchmarks.mvp_seg_ablations", sys.argv[1:])}
         write_json(path, result)
         summary = result["figures"].get("names", {})
         logger.info("%s, seed %d: %s", name, seed, {key: summary.get(key) for key in ("mIoU_seen", "mIoU_unseen", "hIoU")})
@@ -262,6 +282,7 @@ def main() -> None:
     parser.add_argument("--keep_residual", choices=("yes", "no"), default="no")
     parser.add_argument("--split", default="test", help="scenes that are scored")
     parser.add_argument("--unseen", default="toyscapes")
+    parser.add_argument("--tuning", action="store_true", help="leave the unseen classes of Toyscapes out of the scores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="names of runs")
     parser.add_argument("--tables", action="store_true", help="print the finished runs and stop")
