@@ -30,8 +30,8 @@ from .zero_shot import ZeroShotLabels, add_zero_shot_arguments, check_prompts_fi
 
 logger = logging.getLogger(__name__)
 
-# The global prompt first. Each has as many words as the next, and comes from the template ensemble.
-FIRST_WORDS = ("a photo of a", "a picture of the", "a close-up of a", "a drawing of a")
+FIRST_WORDS = ("a photo of a", "a picture of the", "a drawing of a", "a view of the")
+"""What the prompts start from, the global one first. All have four tokens, in OpenAI's vocabulary too."""
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,9 +40,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_zero_shot_arguments(parser)
     model = parser.add_argument_group("model; the forms of the paper are named")
     model.add_argument("--attention_variant", default="value", help="attention of CLIP's last block (%(default)s)")
-    model.add_argument("--keep_residual", choices=("yes", "no"), help="residual and MLP of the last block; default: its paper")
+    model.add_argument(
+        "--keep_residual", choices=("yes", "no"), default="no", help="residual and MLP of the last block (%(default)s)"
+    )
     model.add_argument("--num_views", type=int, default=3, help="segmentation prompts, k (%(default)s; paper: 3)")
-    model.add_argument("--num_prompt_tokens", type=int, default=16, help="learnable tokens of each prompt (%(default)s)")
+    model.add_argument("--num_prompt_tokens", type=int, default=4, help="learnable tokens of each prompt (%(default)s)")
     model.add_argument("--fusion", choices=FUSIONS, default="sum", help="(%(default)s; paper: sum)")
     model.add_argument("--orthogonality", choices=ORTHOGONALITY, default="text", help="OCLoss (%(default)s; paper: prompt)")
     model.add_argument("--global_refinement", choices=REFINEMENT, default="threshold", help="(%(default)s; paper: paper)")
@@ -50,8 +52,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model.add_argument("--presence_weight", type=float, default=1.0, help="lambda_2 (%(default)s)")
     model.add_argument("--orthogonality_weight", type=float, default=0.1, help="lambda_3 (%(default)s)")
     model.add_argument(
-        "--prompt_words", nargs="*", default=[],
-        help="start the prompts from these words, one string per prompt, the global one first, in turn; default: random",
+        "--prompt_words", nargs="*", default=FIRST_WORDS,
+        help="start the prompts from these words, one string per prompt, the global one first, in turn; nothing: random",
     )  # fmt: skip
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--learning_rate", type=float, default=2e-3)
@@ -96,7 +98,7 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor) -> M
     model = MvpSegForSemanticSegmentation.from_clip(
         args.model_name_or_path,
         attention_variant=args.attention_variant,
-        keep_residual=None if args.keep_residual is None else args.keep_residual == "yes",
+        keep_residual=args.keep_residual == "yes",
         num_views=args.num_views,
         num_prompt_tokens=args.num_prompt_tokens,
         fusion=args.fusion,

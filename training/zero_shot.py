@@ -143,7 +143,7 @@ def add_zero_shot_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mask_column", help="where it cannot be guessed")
     group.add_argument("--classes_file", help="class names by id, where the data set does not name them")
     group.add_argument("--reduce_labels", action="store_true", help="0 means unlabelled in the masks; class 0 is stored as 1")
-    group.add_argument("--max_train_samples", type=int, default=2000, help="images used (%(default)s)")
+    group.add_argument("--max_train_samples", type=int, default=1200, help="images used (%(default)s)")
     group.add_argument(
         "--unseen", default="toyscapes",
         help="classes whose masks are withheld: a preset (toyscapes, voc_15_5, coco_stuff_156_15, context_49_10) or names "
