@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_clipseg.image_io import batches_of_one_size
 from hf_clipseg.image_processing_segmentation import REFINEMENTS
-from hf_clipseg.inference import batches_of_one_size, segment
+from hf_clipseg.inference import segment
 from hf_clipseg.outputs import SegmentationOutput
 from hf_clipseg.sliding_window import multi_scale_logits, sliding_window_logits
 

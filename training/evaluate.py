@@ -41,13 +41,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Scores a segmentation checkpoint.")
     parser.add_argument("model", help="folder or Hub id")
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="toyscapes", help="toyscapes, a Hub id, or a folder (%(default)s)")
+    data.add_argument("--dataset", default="toyscapes", help="toyscapes, a Hub id or preset, or a folder (%(default)s)")
     data.add_argument("--config_name", help="configuration of a Hub data set")
     data.add_argument("--split", default="test", help="(%(default)s)")
     data.add_argument("--seed", type=int, default=0, help="which scenes of Toyscapes, which rows under --limit (%(default)s)")
     data.add_argument("--limit", type=int, help="score so many images only")
+    data.add_argument("--streaming", action="store_true", help="read the first --limit rows of a Hub data set only")
+    data.add_argument("--scene_size", type=int, nargs=2, default=[128, 128], help="height and width of Toyscapes (%(default)s)")
     data.add_argument("--image_column", help="where it cannot be guessed")
     data.add_argument("--mask_column", help="where it cannot be guessed")
+    data.add_argument("--reduce_labels", action="store_true", help="masks count from 1, and 0 is unlabelled")
+    data.add_argument("--ignore_label", type=int, help="mask value that is unlabelled, beside 255")
     data.add_argument(
         "--classes",
         help="class names in the order of the mask ids: parted by commas, synonyms by '|'; or a file with one class per line "
@@ -84,8 +88,12 @@ def open_source(arguments: argparse.Namespace, split: str, limit: int | None):
         config_name=arguments.config_name,
         image_column=arguments.image_column,
         mask_column=arguments.mask_column,
+        reduce_labels=arguments.reduce_labels,
+        ignore_label=arguments.ignore_label,
+        streaming=arguments.streaming,
         limit=limit,
         seed=arguments.seed,
+        size=tuple(arguments.scene_size),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_clipseg.constants import IGNORE_INDEX
-from hf_clipseg.inference import batches_of_one_size
+from hf_clipseg.image_io import batches_of_one_size
 from hf_clipseg.upsampling import upsample_argmax
 
 MAX_PATCHES = 150_000

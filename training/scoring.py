@@ -4,7 +4,7 @@ Trainers may call `score` between steps; the command-line script adds oracles, p
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -139,15 +139,7 @@ def score(
     return scores
 
 
-def read_samples(source, indices: Iterable[int], pool: int) -> Iterator[list[dict]]:
-    """Items of `source` in lists of at most `pool`; an image and a mask of different sizes are an error."""
-    indices = list(indices)
+def read_samples(source, indices: Sequence[int], pool: int) -> Iterator[list[dict]]:
+    """Items of `source` in lists of at most `pool`."""
     for first in range(0, len(indices), pool):
-        samples = [source[index] for index in indices[first : first + pool]]
-        for sample in samples:
-            if sample["image"].size[::-1] != sample["mask"].shape:
-                raise ValueError(
-                    f"Image {sample['key']!r} is {sample['image'].size[::-1]} (height, width), its mask "
-                    f"{sample['mask'].shape}; check that they belong together."
-                )
-        yield samples
+        yield [source[index] for index in indices[first : first + pool]]
