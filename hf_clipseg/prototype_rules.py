@@ -30,7 +30,7 @@ class PrototypeSettings:
             Only with `rule="centroid"`.
         text_temperature, image_temperature: see the module docstring.
         learning_rate: of the first step; None takes 10 for `"step"`, 0.01 for `"adam"`.
-        max_iterations, tolerance: of `"step"` and `"adam"`; they stop when 20 iterations change the loss by less than `tolerance`.
+        max_iterations, tolerance: of `"step"` and `"adam"`; they stop when 20 iterations change the loss by less.
         confident: rows of p above it become one-hot.
         sinkhorn: balance p to a uniform class marginal. Wrong for most real data, where classes are not equally frequent.
         shrinkage: as many regions as the text prototype counts for.

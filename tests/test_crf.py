@@ -111,7 +111,7 @@ def colour_codes(path) -> np.ndarray:
 
 @pytest.mark.parametrize("image, annotation", [("1", "1"), ("1", "1-b"), ("2", "2"), ("3", "3")])
 def test_agrees_with_the_published_results(real_data, image, annotation):
-    """pydensecrf's example: rough labels, right with probability 0.7, black is unknown; 5 steps, its settings are our defaults."""
+    """pydensecrf's example: rough labels, right with probability 0.7, black is unknown; its settings are our defaults."""
     folder = real_data / "crf_pydensecrf"
     pixels = torch.from_numpy(np.array(Image.open(folder / f"im{image}.png").convert("RGB"))).permute(2, 0, 1)
     rough, published = colour_codes(folder / f"anno{annotation}.png"), colour_codes(folder / f"out{annotation}.png")
