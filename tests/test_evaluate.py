@@ -279,6 +279,7 @@ def test_a_checkpoint_without_its_text_encoder_is_scored_on_its_baked_classes(wo
         (["--classes", "sky,sea,sea"], "given twice"),
         (["--unseen", "ship"], "the classes are"),
         (["--split", "validation"], "validation"),
+        (["--dataset", "nobody/nothing"], "--dataset nobody/nothing cannot be opened"),
         (["--pictures", "1"], "pass --output"),
         (["--window", "18"], "try window 20"),
         (["--image_size", "0"], "--image_size is 0"),

@@ -82,19 +82,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 def open_source(arguments: argparse.Namespace, split: str, limit: int | None):
     """The images and masks of one split."""
-    return load_source(
-        arguments.dataset,
-        split,
-        config_name=arguments.config_name,
-        image_column=arguments.image_column,
-        mask_column=arguments.mask_column,
-        reduce_labels=arguments.reduce_labels,
-        ignore_label=arguments.ignore_label,
-        streaming=arguments.streaming,
-        limit=limit,
-        seed=arguments.seed,
-        size=tuple(arguments.scene_size),
-    )
+    try:
+        return load_source(
+            arguments.dataset,
+            split,
+            config_name=arguments.config_name,
+            image_column=arguments.image_column,
+            mask_column=arguments.mask_column,
+            reduce_labels=arguments.reduce_labels,
+            ignore_label=arguments.ignore_label,
+            streaming=arguments.streaming,
+            limit=limit,
+            seed=arguments.seed,
+            size=tuple(arguments.scene_size),
+        )
+    except OSError as error:  # not on the Hub, or no Hub
+        raise ValueError(
+            f"--dataset {arguments.dataset} cannot be opened ({error}). Give toyscapes, a folder on this machine, or the id of "
+            "a data set that the Hub can deliver now."
+        ) from error
 
 
 def override_settings(model, processor, arguments: argparse.Namespace) -> None:
