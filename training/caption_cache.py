@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-VERSION = 1  # raise when the content of a cache would change for the same key
+VERSION = 2  # raise when the content of a cache would change for the same key
 MIN_PER_PROCESS = 500  # a process takes seconds to start
 
 
