@@ -15,7 +15,7 @@ class SupervisedClipConfig(DenseClipConfig):
 
     Args:
         hidden_dim (`int`, *optional*, defaults to 256):
-            Channels of the pixel decoder and of what follows it; a multiple of 32.
+            Channels of the pixel decoder and of what follows it; a multiple of 64.
         num_attention_heads (`int`, *optional*, defaults to 8):
             Heads of every attention outside CLIP.
         feature_layers (`list[int]`, *optional*):
@@ -62,10 +62,10 @@ class SupervisedClipConfig(DenseClipConfig):
         for name in ("hidden_dim", "num_attention_heads", "pixel_decoder_layers", "num_prompt_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.hidden_dim % 32 or self.hidden_dim % self.num_attention_heads:
+        if self.hidden_dim % 64 or self.hidden_dim % self.num_attention_heads:
             raise ValueError(
-                f"hidden_dim must be a multiple of 32 (group norm) and of num_attention_heads={self.num_attention_heads}, "
-                f"got {self.hidden_dim}."
+                "hidden_dim must be a multiple of 64 (32 groups are normalised) and of num_attention_heads, "
+                f"{self.num_attention_heads}; got {self.hidden_dim}."
             )
         if self.finest_scale not in (1, 2, 4):
             raise ValueError(f"finest_scale must be 1, 2 or 4, got {self.finest_scale}.")

@@ -1,7 +1,7 @@
 """A pyramid of feature maps from a plain vision transformer, whose blocks all work at one resolution.
 
 Source: BEiT's segmentation head, Bao et al. 2021, arXiv 2106.08254: four blocks, resampled by 4, 2, 1 and 1/2 with transposed
-convolutions and max pooling. Deviations: each block's tokens are layer-normalised first, because the residual stream of CLIP
+convolutions and max pooling. Deviations: each block's output is layer-normalised first, because the residual stream of CLIP
 has a few channels far larger than the rest; the finest scale may be 2 or 1, for backbones with small patches.
 """
 
@@ -12,10 +12,10 @@ from torch import nn
 
 
 class FeaturePyramid(nn.Module):
-    """Tokens of several blocks -> maps that halve in size from level to level.
+    """Outputs of several blocks -> maps that halve in size from level to level.
 
     Args:
-        width: channels of the tokens and of the maps.
+        width: channels, of what goes in and of what comes out.
         finest_scale: size of the first map relative to the token grid, 1, 2 or 4.
         levels: number of maps.
     """
@@ -25,19 +25,18 @@ class FeaturePyramid(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(levels))
         self.resamplers = nn.ModuleList(resampler(width, finest_scale / 2**level) for level in range(levels))
 
-    def forward(self, states: Sequence[torch.Tensor], grid: tuple[int, int]) -> list[torch.Tensor]:
+    def forward(self, block_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """
         Args:
-            states: one `(batch, 1 + h * w, width)` per level, class token first.
-            grid: `(h, w)`.
+            block_maps: one `(batch, h, w, width)` per level, all of one size.
 
         Returns:
             One `(batch, width, h * scale, w * scale)` per level, finest first; odd sizes are rounded up.
         """
-        maps = []
-        for tokens, norm, resample in zip(states, self.norms, self.resamplers, strict=True):
-            maps.append(resample(norm(tokens[:, 1:]).transpose(1, 2).unflatten(2, grid)))
-        return maps
+        return [
+            resample(norm(block_map).permute(0, 3, 1, 2))
+            for block_map, norm, resample in zip(block_maps, self.norms, self.resamplers, strict=True)
+        ]
 
 
 def resampler(width: int, scale: float) -> nn.Module:

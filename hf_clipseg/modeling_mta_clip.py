@@ -113,11 +113,12 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         name_ids: torch.Tensor | None = None,
         class_ids: torch.Tensor | None = None,
+        block_maps: torch.Tensor | None = None,
         output_queries: bool = False,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -127,6 +128,8 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
             pixel_values: `(batch, 3, height, width)`, any size.
             labels: `(batch, H, W)` int64 masks, 255 ignored; adds `loss` and the named `losses`, summed over the layers.
             input_ids: refused, as are `name_ids` and `class_ids`: the vocabulary is closed.
+            block_maps: `(batch, blocks, h, w, width)` from `encode_blocks`, in place of `pixel_values`: where CLIP is frozen,
+                training can compute them once.
             output_queries: also return the masks, classes and text similarities of all queries.
             output_hidden_states: also return the input of CLIP's first block and the output of every block.
             return_dict: `False` returns a tuple.
@@ -140,7 +143,7 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         """
         self.refuse_class_names(input_ids, name_ids, class_ids)
         texts = self.class_texts()
-        decoded, hidden_states = self.decode_pixels(pixel_values)
+        decoded, hidden_states = self.decode_pixels(pixel_values, block_maps)
         states = self.decode_sequence(texts, decoded.multi_scale_features, decoded.mask_features)
         wanted = states[-1:] if labels is None else states
         predictions = [self.predict(state, texts, decoded.mask_features) for state in wanted]

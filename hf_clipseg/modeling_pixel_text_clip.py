@@ -40,11 +40,12 @@ class PixelTextClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         name_ids: torch.Tensor | None = None,
         class_ids: torch.Tensor | None = None,
+        block_maps: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SegmentationOutput | tuple:
@@ -53,6 +54,8 @@ class PixelTextClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
             pixel_values: `(batch, 3, height, width)`, any size.
             labels: `(batch, H, W)` int64 masks, 255 ignored; adds the cross-entropy as `loss`.
             input_ids: refused, as are `name_ids` and `class_ids`: the vocabulary is closed.
+            block_maps: `(batch, blocks, h, w, width)` from `encode_blocks`, in place of `pixel_values`: where CLIP is frozen,
+                training can compute them once.
             output_hidden_states: also return the input of CLIP's first block and the output of every block.
             return_dict: `False` returns a tuple.
 
@@ -61,7 +64,7 @@ class PixelTextClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         """
         self.refuse_class_names(input_ids, name_ids, class_ids)
         texts = self.class_texts()  # (prompts, classes, dim)
-        decoded, hidden_states = self.decode_pixels(pixel_values)
+        decoded, hidden_states = self.decode_pixels(pixel_values, block_maps)
         pixel_embeds = nn.functional.normalize(self.pixel_to_text(decoded.mask_features.permute(0, 2, 3, 1)), dim=-1)
         scores = cosine_maps(pixel_embeds, texts.flatten(0, 1).to(pixel_embeds.dtype)).unflatten(1, texts.shape[:2])
         logits = scores.amax(dim=1) / self.config.temperature

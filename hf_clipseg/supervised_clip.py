@@ -195,19 +195,40 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
 
     # -- pixels
 
-    def decode_pixels(self, pixel_values: torch.Tensor) -> tuple[Mask2FormerPixelDecoderOutput, tuple[torch.Tensor, ...]]:
-        """CLIP -> pyramid -> pixel decoder.
+    def encode_blocks(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The blocks that the pyramid reads, each once, as maps.
 
         Returns:
-            The decoder's output, with `mask_features (batch, hidden_dim, h, w)` and three `multi_scale_features`, coarse to
-            fine; and the hidden states of CLIP.
+            `(batch, blocks, h, w, width)`, in ascending order; and all hidden states of CLIP.
         """
         hidden_states = self.clip.hidden_states(pixel_values)
         grid = tuple(-(-side // self.clip.patch_size) for side in pixel_values.shape[-2:])
-        feature_maps = self.pyramid([hidden_states[layer + 1] for layer in self.config.feature_layers], grid)
+        blocks = [hidden_states[block + 1][:, 1:] for block in sorted(set(self.config.feature_layers))]
+        return torch.stack(blocks, dim=1).unflatten(2, grid), hidden_states
+
+    def decode_pixels(
+        self, pixel_values: torch.Tensor | None, block_maps: torch.Tensor | None = None
+    ) -> tuple[Mask2FormerPixelDecoderOutput, tuple[torch.Tensor, ...] | None]:
+        """CLIP -> pyramid -> pixel decoder.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`, or None with `block_maps`.
+            block_maps: `(batch, blocks, h, w, width)` from `encode_blocks`.
+
+        Returns:
+            The decoder's output, with `mask_features (batch, hidden_dim, h, w)` and three `multi_scale_features`, coarse to
+            fine; and the hidden states of CLIP, None with `block_maps`.
+        """
+        if (pixel_values is None) == (block_maps is None):
+            raise ValueError("Pass pixel_values or block_maps, and not both.")
+        hidden_states = None
+        if block_maps is None:
+            block_maps, hidden_states = self.encode_blocks(pixel_values)
+        blocks = sorted(set(self.config.feature_layers))
+        levels = self.pyramid([block_maps[:, blocks.index(block)] for block in self.config.feature_layers])
         # Sampling positions need more than the 8 bits of bf16, so this part ignores autocast, as in the original.
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            decoded = self.pixel_decoder([feature_map.to(self.pixel_decoder.level_embed.dtype) for feature_map in feature_maps])
+        with torch.autocast(block_maps.device.type, enabled=False):
+            decoded = self.pixel_decoder([level.to(self.pixel_decoder.level_embed.dtype) for level in levels])
         return decoded, hidden_states
 
     def dense_features(self, pixel_values: torch.Tensor) -> torch.Tensor:

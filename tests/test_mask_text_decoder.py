@@ -97,15 +97,12 @@ def test_attention_mask():
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (8, 6)])
 def test_pyramid_sizes(finest_scale, grid):
     pyramid = FeaturePyramid(8, finest_scale, levels=4)
-    states = [torch.randn(2, 1 + grid[0] * grid[1], 8) for _ in range(4)]
     scales = [finest_scale / 2**level for level in range(4)]
     expected = [(2, 8, *(max(1, -int(-side * scale // 1)) for side in grid)) for scale in scales]
-    assert [tuple(level.shape) for level in pyramid(states, grid)] == expected
+    assert [tuple(level.shape) for level in pyramid([torch.randn(2, *grid, 8) for _ in range(4)])] == expected
 
 
 def test_pyramid_keeps_the_places_of_patches():
-    """The level at scale 1 is the layer-normalised tokens, laid out row by row without the class token."""
-    pyramid = FeaturePyramid(8, 1, levels=1)
-    tokens = torch.randn(1, 1 + 6, 8)
-    level = pyramid([tokens], (2, 3))[0]
-    torch.testing.assert_close(level[0, :, 1, 2], torch.nn.functional.layer_norm(tokens[0, 6], (8,)))
+    """The level at scale 1 is the layer-normalised input."""
+    pyramid, block_map = FeaturePyramid(8, 1, levels=1), torch.randn(1, 2, 3, 8)
+    torch.testing.assert_close(pyramid([block_map])[0][0, :, 1, 2], torch.nn.functional.layer_norm(block_map[0, 1, 2], (8,)))

@@ -14,7 +14,7 @@ from .modeling_contract import CLASSES, ModelingContract
 from .tiny import tiny_clip_config
 
 TINY = {
-    "hidden_dim": 32, "num_attention_heads": 4, "num_prompts": 2, "num_prompt_tokens": 4, "pixel_decoder_layers": 1,
+    "hidden_dim": 64, "num_attention_heads": 4, "num_prompts": 2, "num_prompt_tokens": 4, "pixel_decoder_layers": 1,
     "pixel_decoder_feedforward_dim": 32, "decoder_layers": 3, "feedforward_dim": 32, "num_queries": 5, "num_points": 64,
 }  # fmt: skip
 
@@ -48,7 +48,7 @@ class TestMtaClip(ModelingContract):
             assert 0.7 < source.query_features.weight.std() < 1.3
             assert 0.7 < source.text_positions.weight.std() < 1.3
             assert source.decoder.layers[0].fc1.weight.std() > 0.1
-            assert source.decoder.layers[0].cross_attn.in_proj_weight.std() > 0.1
+            assert source.decoder.layers[0].cross_attn.in_proj_weight.std() > 0.05
             assert source.decoder.layers[0].cross_attn.in_proj_bias.abs().max() == 0
             assert torch.equal(source.refinement_scale, torch.full_like(source.refinement_scale, 1e-4))
             assert 0.01 < source.prompts.contexts.std() < 0.03
@@ -149,6 +149,18 @@ class TestMtaClip(ModelingContract):
         torch.testing.assert_close(self.model_class.from_pretrained(tmp_path)(**inputs).logits, after)
 
     @torch.no_grad()
+    def test_features_can_be_computed_once(self, model, processor):
+        """What a frozen CLIP gives can stand in for the pixels; tokens keep their places."""
+        inputs = processor(images=self.images((32, 40), (32, 40)))
+        block_maps, hidden_states = model.encode_blocks(inputs["pixel_values"])
+        height, width = (side // 8 for side in inputs["pixel_values"].shape[-2:])
+        assert block_maps.shape == (2, 2, height, width, 32)  # blocks 1 and 2 of three
+        assert torch.equal(block_maps[1, 1, 2, 3], hidden_states[3][1, 1 + 2 * width + 3])
+        torch.testing.assert_close(model(block_maps=block_maps).logits, model(**inputs).logits)
+        with pytest.raises(ValueError, match="not both"):
+            model(**inputs, block_maps=block_maps)
+
+    @torch.no_grad()
     def test_text_is_encoded_once(self, model, processor):
         inputs = processor(images=self.images((32, 40)))
         model(**inputs)
@@ -211,7 +223,7 @@ def test_pyramid_layers(layers, expected):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden_dim": 48}, "multiple of 32"),
+        ({"hidden_dim": 96}, "multiple of 64"),
         ({"finest_scale": 3}, "1, 2 or 4"),
         ({"contrastive_form": "max"}, "mix"),
         ({"contrastive_temperature": 0.0}, "positive"),
@@ -224,4 +236,4 @@ def test_pyramid_layers(layers, expected):
 )
 def test_impossible_configurations(fields, message):
     with pytest.raises(ValueError, match=message):
-        MtaClipConfig(clip_config=tiny_clip_config().to_dict(), **({"hidden_dim": 32} | fields))
+        MtaClipConfig(clip_config=tiny_clip_config().to_dict(), **({"hidden_dim": 64} | fields))

@@ -13,7 +13,7 @@ class TestPixelTextClip(ModelingContract):
     model_class = PixelTextClipForSemanticSegmentation
     open_vocabulary = False
     config_fields = {
-        "hidden_dim": 32, "num_attention_heads": 4, "num_prompts": 2, "num_prompt_tokens": 4, "pixel_decoder_layers": 1,
+        "hidden_dim": 64, "num_attention_heads": 4, "num_prompts": 2, "num_prompt_tokens": 4, "pixel_decoder_layers": 1,
         "pixel_decoder_feedforward_dim": 32,
     }  # fmt: skip
 
