@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from hf_clipseg.clip_backbone import ClipBackbone
 from hf_clipseg.toyscapes import CAPTION_NOUNS
-from training.contrastive import ClipForPretraining, NounLoss
+from training.contrastive import ClipForPretraining, NounLoss, assign_patches
 from training.tokenization import NounVocabulary, build_word_tokenizer, mine_nouns
 from training.train_clip import NOUN_TEMPLATES, Collate, colour_jitter, main, resize, retrieval_recall
 
@@ -142,6 +142,37 @@ def test_noun_loss_by_hand():
             explained -= (0.2 + 0.8 * mass).log().mean() / 2
     torch.testing.assert_close(got["present"], 2 * present)
     torch.testing.assert_close(got["explained"], 3 * explained)
+
+
+def test_assigned_patches_by_loops():
+    logits, mentioned = torch.randn(2, 5, 4), torch.tensor([[True, False, True, True], [False, False, False, False]])
+    targets = assign_patches(logits, mentioned, balance=0.5, sharpness=3.0)
+    own = logits[0][:, mentioned[0]]
+    shares = own.softmax(dim=1).mean(dim=0)
+    for patch in range(5):
+        expected = (3.0 * (own[patch] - 0.5 * shares.log())).softmax(dim=0)
+        torch.testing.assert_close(targets[0, patch, mentioned[0]], expected)
+    assert (targets[0][:, ~mentioned[0]] == 0).all() and (targets[1] == 0).all()
+
+
+def test_assigned_patches_resist_a_noun_that_the_whole_image_is_biased_towards():
+    """The ground of a scene wins every patch by a constant; balancing gives the object its patches back."""
+    logits = torch.zeros(1, 10, 2)
+    logits[0, :3, 1], logits[0, :, 0] = 2.0, 2.5  # an object on three patches, less certain than the ground everywhere
+    mentioned = torch.ones(1, 2, dtype=torch.bool)
+    assert (assign_patches(logits, mentioned, balance=0.0).argmax(dim=2) == 0).all()
+    balanced = assign_patches(logits, mentioned, balance=0.7).argmax(dim=2)
+    assert balanced.tolist() == [[1] * 3 + [0] * 7]
+
+
+def test_assigned_loss_is_the_cross_entropy_with_those_labels():
+    loss = NounLoss(1.0, 1.0, 1.0, 0.1, assigned_weight=2.0)
+    patches, nouns = (torch.nn.functional.normalize(torch.randn(*shape), dim=-1) for shape in ((2, 5, 8), (3, 8)))
+    mentioned = torch.tensor([[True, True, False], [False, True, True]])
+    logits = loss.log_scale.exp() * patches @ nouns.T
+    expected = -2.0 * (assign_patches(logits, mentioned) * logits.log_softmax(dim=2)).sum() / 10
+    torch.testing.assert_close(loss(patches, nouns, mentioned)["assigned"], expected)
+    assert "assigned" not in NounLoss(1.0, 1.0, 1.0, 0.1)(patches, nouns, mentioned)
 
 
 def test_captions_without_nouns_give_finite_gradients():

@@ -17,17 +17,27 @@ from hf_clipseg.contrastive import contrastive_loss, full_precision
 class NounLoss(nn.Module):
     """Finds nouns in patch features: multi-label over the image, and competition between nouns at every patch.
 
-    With z the scaled cosines of patch n and noun k, two terms:
+    With z the scaled cosines of patch n and noun k, three terms:
     - `present`: log-sum-exp of z over patches, plus a bias, against whether the caption mentions the noun (cross-entropy).
     - `explained`: -log of the softmax mass (over nouns) that a patch gives to the nouns of its caption, mean over patches.
       `unmentioned` is the share of patches that may show what the caption leaves out: each costs at most -log(unmentioned).
+    - `assigned`: cross-entropy of a patch against its own softmax over the nouns of its caption, corrected for the share of the
+      image that each of them already has (see `assign_patches`). `explained` alone lets the ground of a scene, which the
+      attention makes known to every patch, swallow what stands on it; here nothing is gained by that.
 
     `scale` and `bias` are learnt with the model but belong to the loss: they are no part of the saved CLIP.
     """
 
-    def __init__(self, present_weight: float, explained_weight: float, negative_weight: float, unmentioned: float):
+    def __init__(
+        self,
+        present_weight: float,
+        explained_weight: float,
+        negative_weight: float,
+        unmentioned: float,
+        assigned_weight: float = 0.0,
+    ):
         super().__init__()
-        self.present_weight, self.explained_weight = present_weight, explained_weight
+        self.present_weight, self.explained_weight, self.assigned_weight = present_weight, explained_weight, assigned_weight
         self.negative_weight, self.unmentioned = negative_weight, unmentioned
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.bias = nn.Parameter(torch.tensor(-2.0))
@@ -48,7 +58,30 @@ class NounLoss(nn.Module):
         mass = (logits.softmax(dim=2) * mentioned[:, None]).sum(dim=2)  # (B, N); 0 where a caption mentions no noun
         surprise = -(self.unmentioned + (1 - self.unmentioned) * mass).clamp_min(1e-6).log().mean(dim=1)
         explained = (surprise * mentioned.any(dim=1)).mean()  # of all images, so that it averages over processes too
-        return {"present": self.present_weight * present, "explained": self.explained_weight * explained}
+        losses = {"present": self.present_weight * present, "explained": self.explained_weight * explained}
+        if self.assigned_weight:
+            targets = assign_patches(logits.detach(), mentioned)
+            losses["assigned"] = -self.assigned_weight * (targets * logits.log_softmax(dim=2)).sum(dim=2).mean()
+        return losses
+
+
+def assign_patches(logits: torch.Tensor, mentioned: torch.Tensor, balance: float = 0.7, sharpness: float = 2.0) -> torch.Tensor:
+    """Soft labels of patches, from the nouns of the caption alone.
+
+    A noun that the whole image is biased towards would win everywhere, so its logits are lowered by `balance` times the log of
+    the share of patches it has: 0 leaves them, 1 nearly evens the shares out. Such balanced self-labels are known from SeLa
+    (arXiv:1911.05371) and SwAV (arXiv:2006.09882), which balance over a batch.
+
+    Args:
+        logits: (B, N, K).
+        mentioned: (B, K) bool.
+
+    Returns:
+        (B, N, K); rows sum to 1, or to 0 where a caption mentions no noun.
+    """
+    logits = logits.masked_fill(~mentioned[:, None], torch.finfo(logits.dtype).min / 4)
+    shares = logits.softmax(dim=2).mean(dim=1, keepdim=True).clamp_min(1e-4)
+    return (sharpness * (logits - balance * shares.log())).softmax(dim=2) * mentioned[:, None]
 
 
 class ClipForPretraining(nn.Module):

@@ -89,6 +89,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     losses.add_argument(
         "--explained_weight", type=float, default=1.0, help="weight of the competition between nouns at a patch"
     )
+    losses.add_argument(
+        "--assigned_weight",
+        type=float,
+        default=0.0,
+        help="weight of balanced self-labels; needs a model that localises already",
+    )
     losses.add_argument("--negative_weight", type=float, default=1.0, help="weight of a noun that the caption does not mention")
     losses.add_argument(
         "--unmentioned", type=float, default=0.1, help="share of patches that may show what a caption leaves out"
@@ -211,8 +217,8 @@ def build_clip(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def build_nouns(args: argparse.Namespace, captions: list[list[str]]) -> NounVocabulary | None:
-    """The concepts of the noun-level loss; None where both of its weights are 0."""
-    if args.present_weight == 0 and args.explained_weight == 0:
+    """The concepts of the noun-level loss; None where all of its weights are 0."""
+    if args.present_weight == args.explained_weight == args.assigned_weight == 0:
         return None
     if args.nouns_file:
         return NounVocabulary.from_file(args.nouns_file)
@@ -282,7 +288,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     nouns = build_nouns(args, cache.captions)
     tokenizer = build_tokenizer(args, cache.captions, nouns)
-    noun_loss = NounLoss(args.present_weight, args.explained_weight, args.negative_weight, args.unmentioned) if nouns else None
+    noun_loss = None
+    if nouns:
+        noun_loss = NounLoss(
+            args.present_weight, args.explained_weight, args.negative_weight, args.unmentioned, args.assigned_weight
+        )
     model = ClipForPretraining(build_clip(args, tokenizer), noun_loss)
     logger.info("%d captions, %d words, %s concepts", len(cache), len(tokenizer), len(nouns) if nouns else "no")
 
