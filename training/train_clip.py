@@ -1,10 +1,16 @@
-"""Pre-trains a CLIP on image-caption pairs; with the defaults, the shipped `model_cards/clip-toyscapes`. No mask is read.
+"""Pre-trains a CLIP on image-caption pairs, in two stages the shipped `model_cards/clip-toyscapes`. No mask is read.
 
-Command:  export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=268435456
-          accelerate launch --cpu --num_processes 2 -m training.train_clip --output_dir runs/clip-toyscapes
-Hardware: 2 CPU cores with AVX512-BF16, one process on each. The MALLOC settings keep glibc from giving memory back after every
-          step; they raised bare CLIP steps at 64 pixels (one process, 2 threads) from 327 to 600 images/s.
-Runtime:  2,800 steps of 128 images at about 200 images/s, half an hour. Score: in the model card.
+Commands: export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=1
+          torchrun --standalone --nproc_per_node 2 -m training.train_clip --output_dir runs/clip-stage1
+          torchrun --standalone --nproc_per_node 2 -m training.train_clip --output_dir runs/clip-stage2 --seed 1 \
+              --model_name_or_path runs/clip-stage1/final --explained_weight 0 --assigned_weight 4 --image_sizes 64 128 \
+              --max_train_steps 900 --warmup_steps 50 --learning_rate 5e-4
+Hardware: 2 CPU cores with AVX512-BF16, one process on each (`accelerate launch --cpu` starts only one). The MALLOC settings keep
+          glibc from giving memory back after every step.
+Runtime:  2,800 and 900 steps of 128 images at about 200 images/s: half an hour and ten minutes. Score: in the model card.
+
+The second stage labels patches with the nouns of their own caption, balanced over the image; it needs a model that localises a
+little already, which the first stage makes.
 
 Paper: CLIP (Radford et al. 2021, arXiv:2103.00020). Deviations: a noun-level term beside the contrast of captions (see
 `contrastive`), word tokens, several image sizes with interpolated positions. Accumulated steps contrast within each forward
@@ -84,7 +90,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--nouns_file", help="one concept per line, synonyms parted by commas; default: mined from the captions"
     )
     losses.add_argument(
-        "--present_weight", type=float, default=10.0, help="weight of the multi-label noun term; both 0: CLIP alone"
+        "--present_weight", type=float, default=10.0, help="weight of the multi-label noun term; all 0: CLIP alone"
     )
     losses.add_argument(
         "--explained_weight", type=float, default=1.0, help="weight of the competition between nouns at a patch"
