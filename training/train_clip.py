@@ -5,8 +5,8 @@ Commands: export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 OMP_NUM_TH
           torchrun --standalone --nproc_per_node 2 -m training.train_clip --output_dir runs/clip-stage2 --seed 1 \
               --model_name_or_path runs/clip-stage1/final --explained_weight 0 --assigned_weight 4 --image_sizes 64 128 \
               --max_train_steps 900 --warmup_steps 50 --learning_rate 5e-4
-Hardware: 2 CPU cores with AVX512-BF16, one process on each (`accelerate launch --cpu` starts only one). The MALLOC settings keep
-          glibc from giving memory back after every step.
+Hardware: 2 CPU cores with AVX512-BF16, one process on each (`accelerate launch --cpu` starts only one). The MALLOC settings
+          keep glibc from giving memory back after every step.
 Runtime:  2,800 and 900 steps of 128 images at about 200 images/s: half an hour and ten minutes. Score: in the model card.
 
 The second stage labels patches with the nouns of their own caption, balanced over the image; it needs a model that localises a
