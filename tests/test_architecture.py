@@ -7,11 +7,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_clipseg"
 LEAVES = {"constants", "outputs", "palette", "image_io"}
 TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "upsampling"} | {
+    "contrastive",
     "crf",
+    "distributed",
+    "group_segmentation",
     "prototype_rules",
     "vpl_losses",
 }
-BLOCKS = {"clip_backbone", "text_bank", "prompt_learner", "localization", "prototypes", "pseudo_labels", "vpl_decoder"}
+BLOCKS = {"clip_backbone", "text_bank", "prompt_learner", "localization", "prototypes", "pseudo_labels", "vpl_decoder"} | {
+    "groupvit_backbone"
+}
 
 
 def imports(path: Path) -> set[str]:
