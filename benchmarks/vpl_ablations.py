@@ -43,13 +43,15 @@ CHOSEN = train_vpl.parse_arguments(["--output_dir", "unused"])
 ROUNDS = CHOSEN.rounds
 REFINEMENT = CHOSEN.refinement
 
+OURS = PrototypeSettings(CHOSEN.rule, CHOSEN.region_maps, targets=CHOSEN.targets, centred=CHOSEN.centred == "yes")
 RULES = {
-    "closed-form step": PrototypeSettings(rule="step", centred=False),
-    "Adam": PrototypeSettings(rule="adam", centred=False),
-    "centroid": PrototypeSettings(rule="centroid", centred=False),
-    "centroid, centred": PrototypeSettings(rule="centroid", centred=True),
+    "closed-form step": replace(OURS, rule="step"),
+    "Adam": replace(OURS, rule="adam"),
+    "centroid": OURS,
+    "centroid, centred": replace(OURS, centred=True),
+    "centroid, soft targets from text": replace(OURS, targets="text"),
+    "centroid, regions from gradient maps": replace(OURS, region_maps="cam"),
 }
-OUR_RULE = "centroid, centred" if CHOSEN.centred == "yes" else "centroid"
 
 SEGMENTERS = {
     "text prototypes": ("text", ["--contrast_loss_weight", "0"]),
@@ -67,13 +69,12 @@ def chosen_localization() -> LocalizationSettings:
     )  # fmt: skip
 
 
-def vision_prototypes(scenes: FrozenScenes, text: torch.Tensor, settings: PrototypeSettings, image_level: bool = False):
-    """`VisionPrototypes.fit` on cached activations: maps with text first, then with what was learnt; (prototypes, regions)."""
-    maps = chosen_localization()
-    embeds = text
+def vision_prototypes(scenes: FrozenScenes, text: torch.Tensor, settings: PrototypeSettings):
+    """`VisionPrototypes.fit` on cached activations: (prototypes, the regions of the last round)."""
+    maps, embeds = chosen_localization(), text
     for round_index in range(ROUNDS):
         round_maps = replace(maps, cam_scale=None) if round_index == 0 else maps
-        regions = scenes.regions(embeds, round_maps, image_level)
+        regions = scenes.regions(embeds, round_maps, settings)
         embeds = learn_prototypes(regions, text, settings)
     return embeds, regions
 
@@ -92,7 +93,8 @@ def best_text(scenes: FrozenScenes) -> tuple[str, torch.Tensor, dict[str, float]
 
 
 def text_maps() -> LocalizationSettings:
-    return replace(chosen_localization(), cam_scale=None)
+    """Text prototypes get the same scale: on the validation split it suits them better than CLIP's own, too."""
+    return chosen_localization()
 
 
 def measure_ladder(model, processor, protocol_name: str, seed: int, count: int) -> dict:
@@ -106,31 +108,31 @@ def measure_ladder(model, processor, protocol_name: str, seed: int, count: int) 
 
     template, text, template_scores = best_text(scenes)
     own_text = scenes.text()
-    image_level, _ = vision_prototypes(scenes, own_text, RULES[OUR_RULE], image_level=True)
-    vision, regions = vision_prototypes(scenes, own_text, RULES[OUR_RULE])
+    image_level = learn_prototypes(scenes.image_level_regions(plain, len(text)), own_text, OURS)
+    vision, regions = vision_prototypes(scenes, own_text, OURS)
     oracle_regions = scenes.true_regions(plain)
     oracles = {name: oracle_prototypes(oracle_regions, name == "centred") for name in ("centred", "not centred")}
     oracle_scores = {name: seed_score(oracle, plain) for name, oracle in oracles.items()}
     num_classes = len(protocol.class_names)
-    textual_background = torch.cat([vision[:num_classes], own_text[num_classes:]])
+    with_affinity = replace(maps, affinity_layers=max(1, maps.affinity_layers))
     result = {
         "scenes": len(scenes),
         "templates": template_scores,
         "text": template_scores[template],
         "image-level prototypes": seed_score(image_level, plain),
-        "region prototypes": seed_score(textual_background, plain),
+        "region prototypes": seed_score(torch.cat([vision[:num_classes], own_text[num_classes:]]), plain),
         "+ joint background": seed_score(vision, plain) if protocol.background_words else None,
         "oracle": max(oracle_scores.values()),
         "oracles": oracle_scores,
-        "text + affinity": seed_score(text, replace(maps, cam_scale=None, affinity_layers=max(1, maps.affinity_layers))),
-        "vision + affinity": seed_score(vision, replace(maps, affinity_layers=max(1, maps.affinity_layers))),
+        "text + affinity": seed_score(text, with_affinity),
+        "vision + affinity": seed_score(vision, with_affinity),
     }
     for refinement in ("pamr", "crf"):
         result[f"text + {refinement}"] = seed_score(text, text_maps(), refinement)
         result[f"vision + {refinement}"] = seed_score(vision, maps, refinement)
     result["rules"] = {}
     for name, settings in RULES.items():
-        embeds = vision if name == OUR_RULE else vision_prototypes(scenes, own_text, settings)[0]
+        embeds = vision if settings == OURS else vision_prototypes(scenes, own_text, settings)[0]
         result["rules"][name] = {"seed": seed_score(embeds, plain), **modality_gap(regions, embeds)}
     result["gap"] = {"text": modality_gap(regions, own_text), "vision": modality_gap(regions, vision)}
     return result
@@ -197,7 +199,7 @@ def measure_segmenters(clip_folder: str, seed: int, counts: tuple[int, int], fol
     test = TestScenes(localizer, FrozenScenes(localizer, processor, protocol, "test", 0, counts[1], 0))
     train_states = TestScenes(localizer, scenes)
     text = scenes.text()
-    vision, _ = vision_prototypes(scenes, text, RULES[OUR_RULE])
+    vision, _ = vision_prototypes(scenes, text, OURS)
     masks, scores = {"truth": scenes.truth}, {"truth": 100.0}
     for name, prototypes, settings in (("text", text, text_maps()), ("vision", vision, chosen_localization())):
         labels, confidence = scenes.pseudo_masks(prototypes, settings, REFINEMENT)

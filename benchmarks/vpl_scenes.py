@@ -19,10 +19,11 @@ from hf_clipseg.localization import (
     gradient_cams,
     last_block,
     run_to_last_block,
+    similarity_localization,
     spread,
 )
 from hf_clipseg.metrics import ConfusionMatrix
-from hf_clipseg.prototype_rules import Regions
+from hf_clipseg.prototype_rules import PrototypeSettings, Regions
 from hf_clipseg.prototypes import encode_image_labels, region_embeddings, text_prototypes
 from hf_clipseg.pseudo_labels import pseudo_labels
 from hf_clipseg.toyscapes_datasets import ToyscapesDataset
@@ -122,37 +123,47 @@ class FrozenScenes:
         confusion.update(predictions, self.truth)
         return 100 * confusion.mean_iou()
 
-    def regions(self, prototypes: torch.Tensor, settings: LocalizationSettings, image_level: bool = False) -> Regions:
-        """Regions of all scenes; `image_level`: the mean patch of the image stands for each of its classes."""
+    def features(self, batch: slice, settings: LocalizationSettings) -> torch.Tensor:
+        """`patch_features` from the cached activations."""
+        with torch.no_grad():
+            block, tokens = self.clip.blocks[-1], self.tokens[batch]
+            hidden = last_block(block, tokens, block.layer_norm1(tokens), self.grid, settings)
+            return self.clip.project(hidden[:, 1:]).unflatten(1, self.grid)
+
+    def regions(self, prototypes: torch.Tensor, maps: LocalizationSettings, settings: PrototypeSettings) -> Regions:
+        """`collect_regions` from the cached activations."""
         parts = []
         for batch in self.batches():
-            found = self.localize(batch, prototypes, settings)
-            parts.append(region_embeddings(found, self.labels[batch], len(prototypes)))
-            if image_level:
-                means = F.normalize(found.patch_embeds.flatten(1, 2).mean(1), dim=-1)
-                rows, class_ids = self.labels[batch].nonzero(as_tuple=True)
-                background = torch.ones(len(rows), len(self.protocol.background_words), dtype=torch.bool)
-                parts[-1] = Regions(means[rows], class_ids, torch.cat([self.labels[batch][rows], background], dim=1))
+            labels = self.labels[batch]
+            if settings.region_maps == "cam":
+                found = self.localize(batch, prototypes, maps)
+            else:
+                found = similarity_localization(self.features(batch, maps), prototypes, labels)
+            parts.append(region_embeddings(found, labels, prototypes, settings.sharpness))
         return Regions.concatenate(parts)
+
+    def image_level_regions(self, settings: LocalizationSettings, num_prototypes: int) -> Regions:
+        """The mean patch of an image stands for each of its classes: InMaP's own choice of x_i."""
+        means = [self.features(batch, settings).flatten(1, 2).mean(1) for batch in self.batches()]
+        rows, class_ids = self.labels.nonzero(as_tuple=True)
+        allowed = F.pad(self.labels[rows], (0, num_prototypes - self.labels.shape[1]), value=True)
+        return Regions(F.normalize(torch.cat(means)[rows], dim=-1), class_ids, allowed)
 
     @torch.no_grad()
     def true_regions(self, settings: LocalizationSettings) -> Regions:
         """One region per scene and true class (and background word), from the ground truth: for oracles only."""
         names = [*(names[0] for names in self.protocol.class_names), *self.protocol.background_words]
         row_of = torch.tensor([names.index(name) for name in CLASS_NAMES])
-        block, embeds, rows = self.clip.blocks[-1], [], []
+        embeds, rows = [], []
         for batch in self.batches():
-            tokens = self.tokens[batch]
-            hidden = last_block(block, tokens, block.layer_norm1(tokens), self.grid, settings)
-            features = self.clip.project(hidden[:, 1:])
+            features = self.features(batch, settings).flatten(1, 2)
             on_grid = row_of[labels_on_grid(torch.from_numpy(self.true_ids[batch]), self.grid)].flatten(1)
             members = F.one_hot(on_grid, len(names)).float().transpose(1, 2)  # (batch, prototypes, n)
             occurs = members.sum(-1) > 0
             embeds.append(F.normalize((members @ features)[occurs], dim=-1))
             rows.append(occurs.nonzero()[:, 1])
         rows = torch.cat(rows)
-        class_ids = torch.where(rows < len(self.protocol.class_names), rows, -1)
-        return Regions(torch.cat(embeds), class_ids, F.one_hot(rows, len(names)).bool())
+        return Regions(torch.cat(embeds), rows, F.one_hot(rows, len(names)).bool())
 
 
 def visible(scene, names: list[str]) -> list[str]:
@@ -169,8 +180,3 @@ def oracle_prototypes(regions: Regions, centred: bool) -> torch.Tensor:
 
 def without_affinity(settings: LocalizationSettings) -> LocalizationSettings:
     return replace(settings, affinity_layers=0)
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    """ "62.1 +- 0.4" (population deviation over seeds)."""
-    return f"{np.mean(values):.1f} +- {np.std(values):.1f}"

@@ -215,6 +215,23 @@ def gradient_cams(
     return scale_to_one(torch.stack(maps, dim=1)).unflatten(-1, grid), patch_embeds.unflatten(1, grid)
 
 
+@torch.no_grad()
+def patch_features(clip: ClipBackbone, pixel_values: torch.Tensor, settings: LocalizationSettings) -> torch.Tensor:
+    """The `patch_embeds (batch, h, w, dim)` of `localize`, for less: no attention maps, no gradients."""
+    tokens, _, grid = run_to_last_block(clip, pixel_values, 0)
+    block = clip.blocks[-1]
+    return clip.project(last_block(block, tokens, block.layer_norm1(tokens), grid, settings)[:, 1:]).unflatten(1, grid)
+
+
+def similarity_localization(patch_embeds: torch.Tensor, prototypes: torch.Tensor, image_labels: torch.Tensor) -> Localization:
+    """Cosines with the prototypes of the image's classes, each map scaled to [0, 1]; shapes as in `localize`."""
+    class_ids, used = class_slots(image_labels)
+    cosines = patch_embeds.flatten(1, 2).float() @ prototypes[: image_labels.shape[1]].float().T  # (batch, n, classes)
+    maps = cosines.gather(2, class_ids[:, None].expand(-1, cosines.shape[1], -1)).transpose(1, 2)
+    maps = scale_to_one(maps) * used[:, :, None]
+    return Localization(maps.unflatten(2, patch_embeds.shape[1:3]), class_ids, used, patch_embeds)
+
+
 def contrast_scores(logits: torch.Tensor, image_labels: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
     """z_c minus the softmax-weighted mean of its competitors, for the class c of every slot.
 

@@ -7,8 +7,9 @@ Papers: VPL, Xu et al., AAAI 2025, arXiv 2412.19650, for prototypes in vision sp
     q_ik = softmax_k(x_i . w_k / image_temperature)
     loss = mean_i KL(p_i || q_i),     d loss / d W = (Q - P)^T X / (N image_temperature)
 
-VPL's own code is not public. What is decided here: p is masked to the image's tags; classes with few regions are shrunk towards
-their text prototype, carried over the modality gap; and `centroid`, a rule without iterations.
+VPL's own code is not public. What is decided here: how regions are pooled (`REGION_MAPS`, `sharpness`) and that p may be the
+class whose map made the region (`targets="own"`), which on Toyscapes is right more often than its text; classes with few
+regions are shrunk towards their text prototype, carried over the modality gap; and `centroid`, a rule without iterations.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import torch
 from torch import nn
 
 RULES = ("step", "adam", "centroid")
+REGION_MAPS = ("similarity", "cam")
+TARGETS = ("own", "text")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class PrototypeSettings:
     Args:
         rule: `"step"`: gradient descent in closed form, projected to the sphere, the rate halved whenever the gradient grows;
             `"adam"`: the same objective with Adam; `"centroid"`: the mean of the regions, weighted by p.
+        region_maps: what pools patches to regions: `"similarity"`, cosines scaled to [0, 1] per class, or `"cam"`.
+        sharpness: power of the maps as weights of the pooling.
+        targets: `"own"`: a region stands for the class whose map made it; `"text"`: for what text_temperature and p say.
         centred: subtract the mean region from the centroids, so that prototypes hold what tells the classes apart.
             Only with `rule="centroid"`.
         text_temperature, image_temperature: see the module docstring.
@@ -37,7 +43,10 @@ class PrototypeSettings:
     """
 
     rule: str = "centroid"
-    centred: bool = True
+    region_maps: str = "similarity"
+    sharpness: float = 3.0
+    targets: str = "own"
+    centred: bool = False
     text_temperature: float = 0.01
     image_temperature: float = 0.04
     learning_rate: float | None = None
@@ -48,11 +57,12 @@ class PrototypeSettings:
     shrinkage: float = 2.0
 
     def __post_init__(self):
-        if self.rule not in RULES:
-            raise ValueError(f"rule must be one of {RULES}, got {self.rule!r}.")
+        for name, known in (("rule", RULES), ("region_maps", REGION_MAPS), ("targets", TARGETS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
         if self.centred and self.rule != "centroid":
             raise ValueError(f"centred=True belongs to rule='centroid'; the rule is {self.rule!r}, so pass centred=False.")
-        for name in ("text_temperature", "image_temperature"):
+        for name in ("text_temperature", "image_temperature", "sharpness"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.shrinkage < 0:
@@ -61,11 +71,11 @@ class PrototypeSettings:
 
 @dataclass(frozen=True)
 class Regions:
-    """What prototypes are learnt from; one row per (image, class) with a map, and one per image for background.
+    """What prototypes are learnt from; one row per (image, class), and per (image, background word) that wins some patches.
 
     Args:
         embeds: `(regions, dim)`, L2-normalised.
-        class_ids: `(regions,)`, the class whose map made the region; -1 for background.
+        class_ids: `(regions,)`, the prototype whose map made the region; background words count on after the classes.
         allowed: `(regions, prototypes)` bool, the rows that p may be positive for: the image's classes and background.
     """
 
@@ -98,7 +108,10 @@ def learn_prototypes(regions: Regions, text_embeds: torch.Tensor, settings: Prot
             f"{tuple(regions.allowed.shape)}."
         )
     embeds, text_embeds = regions.embeds.float(), text_embeds.float()
-    targets = text_targets(embeds, text_embeds, regions.allowed, settings)
+    if settings.targets == "own":
+        targets = nn.functional.one_hot(regions.class_ids, len(text_embeds)).float()
+    else:
+        targets = text_targets(embeds, text_embeds, regions.allowed, settings)
     if settings.rule == "centroid":
         learnt = soft_centroids(embeds, targets, settings.centred)
     elif settings.rule == "step":
@@ -209,14 +222,13 @@ def shrink(prototypes: torch.Tensor, mass: torch.Tensor, text_embeds: torch.Tens
 
 
 def modality_gap(regions: Regions, prototypes: torch.Tensor) -> dict[str, float]:
-    """How far prototypes are from the regions they stand for; foreground only.
+    """How far prototypes are from the regions they stand for.
 
     Returns:
         `region_distance`: mean ||x_i - prototype of its class||. `centroid_distance`: ||mean x - mean prototype||, the mean
         taken over regions, each with the prototype of its class.
     """
-    foreground = regions.class_ids >= 0
-    embeds, partners = regions.embeds[foreground].float(), prototypes[regions.class_ids[foreground]].float()
+    embeds, partners = regions.embeds.float(), prototypes[regions.class_ids].float()
     return {
         "region_distance": (embeds - partners).norm(dim=1).mean().item(),
         "centroid_distance": (embeds.mean(0) - partners.mean(0)).norm().item(),

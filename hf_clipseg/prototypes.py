@@ -3,9 +3,10 @@
 Paper: VPL, Xu et al., AAAI 2025, arXiv 2412.19650 (a reconstruction: its code is not public). Text embeddings and image
 features of CLIP lie apart (the modality gap), so a class is found better by what its regions look like than by its name:
 
-    text prototypes -> localisation maps -> region embeddings -> vision prototypes -> localisation maps again
+    text prototypes -> maps -> region embeddings -> vision prototypes -> maps again -> ...
 
-The last two steps may be repeated. `prototype_rules` holds the objective, `localization` the maps.
+The maps of the loop are by default plain cosines, which give purer regions than the gradient maps that pseudo masks are made
+of. `prototype_rules` holds the objective, `localization` the maps.
 """
 
 import dataclasses
@@ -21,7 +22,14 @@ from torch import nn
 
 from .clip_backbone import ClipBackbone
 from .image_io import load_image
-from .localization import Localization, LocalizationSettings, localize, uniform_batches
+from .localization import (
+    Localization,
+    LocalizationSettings,
+    localize,
+    patch_features,
+    similarity_localization,
+    uniform_batches,
+)
 from .prototype_rules import PrototypeSettings, Regions, learn_prototypes, modality_gap
 from .text_bank import ClassName, average_templates, normalise_class_names, weights_fingerprint
 
@@ -65,7 +73,7 @@ class VisionPrototypes:
         background_words: Sequence[str] = (),
         localization: LocalizationSettings | None = None,
         settings: PrototypeSettings | None = None,
-        rounds: int = 2,
+        rounds: int = 4,
         batch_size: int = 16,
     ) -> "VisionPrototypes":
         """Learn prototypes from tagged images.
@@ -83,7 +91,7 @@ class VisionPrototypes:
             clip: the backbone, usually `model.clip`, with its text encoder.
             processor: the `SegmentationProcessor`.
             background_words: see the class.
-            localization: how maps are made; `cam_scale` applies from the second round on.
+            localization: features and, where `settings.region_maps` is `"cam"`, maps; `cam_scale` applies from round 2 on.
             settings: the rule and its numbers.
             rounds: how often maps and prototypes are made in turn.
             batch_size: images per forward pass.
@@ -99,9 +107,8 @@ class VisionPrototypes:
         embeds = text_embeds
         for round_index in range(rounds):
             scale = None if round_index == 0 else localization.cam_scale or VISION_SCALE
-            regions = collect_regions(
-                clip, processor, images, targets, embeds, dataclasses.replace(localization, cam_scale=scale), batch_size
-            )
+            maps = dataclasses.replace(localization, cam_scale=scale)
+            regions = collect_regions(clip, processor, images, targets, embeds, maps, settings, batch_size)
             embeds = learn_prototypes(regions, text_embeds, settings)
         details = {
             "localization": dataclasses.asdict(localization),
@@ -221,6 +228,7 @@ def collect_regions(
     targets: torch.Tensor,
     prototypes: torch.Tensor,
     localization: LocalizationSettings,
+    settings: PrototypeSettings,
     batch_size: int,
 ) -> Regions:
     """Regions of all images, in uniform batches; memory does not grow with the number of pixels."""
@@ -232,35 +240,43 @@ def collect_regions(
             labels = chunk[batch].to(device)
             pixel_values = processor(images=[loaded[index] for index in batch], return_tensors="pt")["pixel_values"]
             pixel_values = pixel_values.to(device, clip.logit_scale.dtype)
-            found = localize(clip, pixel_values, prototypes, labels, localization)
-            parts.append(region_embeddings(found, labels, len(prototypes)))
+            if settings.region_maps == "cam":
+                found = localize(clip, pixel_values, prototypes, labels, localization)
+            else:
+                features = patch_features(clip, pixel_values, localization)
+                found = similarity_localization(features, prototypes, labels)
+            parts.append(region_embeddings(found, labels, prototypes, settings.sharpness))
     return Regions.concatenate(parts)
 
 
-def region_embeddings(found: Localization, image_labels: torch.Tensor, num_prototypes: int) -> Regions:
+def region_embeddings(
+    found: Localization, image_labels: torch.Tensor, prototypes: torch.Tensor, sharpness: float = 1.0
+) -> Regions:
     """Patch features pooled with the maps.
 
-    A patch counts for the class whose map is highest there, with the map as its weight; where there is background, one region
-    per image pools what no class claims, with 1 - max of the maps as weight.
+    A patch counts for the class whose map is highest there, with the map to the power of `sharpness` as its weight. Where there
+    are background words, it also counts for the word it is most similar to, with 1 - the highest map as its weight.
 
     Args:
-        found: localisation of a batch.
+        found: maps of a batch.
         image_labels: `(batch, classes)` bool.
-        num_prototypes: classes and background words.
+        prototypes: `(classes + background words, dim)`, L2-normalised.
     """
     maps = found.maps.flatten(2)  # (batch, slots, n)
     features = found.patch_embeds.flatten(1, 2).to(maps.dtype)
     highest = maps.amax(1, keepdim=True)
-    weights = maps * (maps == highest)
-    class_ids, used = found.class_ids, found.used
-    num_background = num_prototypes - image_labels.shape[1]
-    if num_background:
-        weights = torch.cat([weights, 1 - highest], dim=1)
-        class_ids = torch.cat([class_ids, class_ids.new_full((len(class_ids), 1), -1)], dim=1)
-        used = torch.cat([used, used.new_ones(len(used), 1)], dim=1)
-    pooled = weights @ features  # (batch, slots, dim)
-    kept = used & (weights.sum(-1) > 0)  # a map may lose everywhere
-    background = image_labels.new_ones(len(image_labels), num_background, dtype=torch.bool)
+    weights = maps**sharpness * (maps == highest)
+    class_ids = found.class_ids
+    num_classes = image_labels.shape[1]
+    words = prototypes[num_classes:].to(maps.dtype)
+    if len(words):
+        nearest = nn.functional.one_hot((features @ words.T).argmax(-1), len(words)).transpose(1, 2)  # (batch, words, n)
+        weights = torch.cat([weights, nearest * (1 - highest) ** sharpness], dim=1)
+        word_ids = torch.arange(num_classes, len(prototypes), device=class_ids.device)
+        class_ids = torch.cat([class_ids, word_ids.expand(len(class_ids), -1)], dim=1)
+    kept = weights.sum(-1) > 0  # unused slots have no weight, and a map may lose everywhere
+    pooled = weights @ features  # (batch, slots + words, dim)
+    background = image_labels.new_ones(len(image_labels), len(words), dtype=torch.bool)
     allowed = torch.cat([image_labels.bool(), background], dim=1)[:, None].expand(-1, pooled.shape[1], -1)
     return Regions(nn.functional.normalize(pooled[kept], dim=-1), class_ids[kept], allowed[kept])
 

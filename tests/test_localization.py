@@ -14,6 +14,8 @@ from hf_clipseg.localization import (
     contrast_scores,
     localize,
     patch_attention,
+    patch_features,
+    similarity_localization,
     spread,
     strong_boxes,
     uniform_batches,
@@ -72,6 +74,18 @@ def test_a_batch_equals_one_by_one(clip, prototypes, variant):
     for image in range(3):
         alone = localize(clip, pixel_values[[image]], prototypes, LABELS[[image]], options).per_class(3)
         torch.testing.assert_close(together[[image]], alone, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_similarity_maps_are_scaled_cosines(clip, prototypes):
+    options, pixel_values = LocalizationSettings("value", False), torch.randn(3, 3, 32, 40)
+    features = patch_features(clip, pixel_values, options)
+    torch.testing.assert_close(features, clip.dense_features(pixel_values, "value", False), rtol=1e-4, atol=1e-5)
+    cosines = features @ prototypes[2]
+    expected = (cosines[1] - cosines[1].min()) / (cosines[1].max() - cosines[1].min())
+    maps = similarity_localization(features, prototypes, LABELS).per_class(3)
+    torch.testing.assert_close(maps[1, 2], expected, rtol=1e-4, atol=1e-5)
+    assert (maps[0, 2] == 0).all()
 
 
 def test_no_gradient_reaches_the_weights(clip, prototypes):

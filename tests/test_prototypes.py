@@ -30,10 +30,11 @@ from .tiny import save_tiny_clip
 CLASSES = ["sky", ["boat", "ship"], "grass"]
 TAGS = [["sky", "boat"], ["ship"], ["grass", "sky"], ["boat", "grass"]]
 RULE_SETTINGS = [
-    PrototypeSettings(rule="step", centred=False),
-    PrototypeSettings(rule="adam", centred=False),
-    PrototypeSettings(rule="centroid", centred=False),
-    PrototypeSettings(rule="centroid", centred=True),
+    PrototypeSettings(rule="step", targets="text"),
+    PrototypeSettings(rule="adam", targets="text"),
+    PrototypeSettings(rule="centroid", targets="text"),
+    PrototypeSettings(rule="centroid", centred=True, targets="text"),
+    PrototypeSettings(rule="centroid", targets="own"),
 ]
 
 
@@ -106,7 +107,9 @@ def test_sinkhorn_balances_columns():
     assert torch.isfinite(balance(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))).all()
 
 
-@pytest.mark.parametrize("settings", RULE_SETTINGS, ids=lambda settings: f"{settings.rule}-{settings.centred}")
+@pytest.mark.parametrize(
+    "settings", RULE_SETTINGS, ids=lambda settings: f"{settings.rule}-{settings.centred}-{settings.targets}"
+)
 def test_every_rule_classifies_regions_better_than_text(settings):
     regions, text = clustered_regions()
     learnt = learn_prototypes(regions, text, settings)
@@ -121,7 +124,7 @@ def test_every_rule_classifies_regions_better_than_text(settings):
 @pytest.mark.parametrize("rule", ["step", "adam"])
 def test_descent_lowers_the_loss(rule):
     regions, text = clustered_regions()
-    settings = PrototypeSettings(rule=rule, centred=False, shrinkage=0.0)
+    settings = PrototypeSettings(rule=rule, targets="text", shrinkage=0.0)
     targets = text_targets(regions.embeds, text, regions.allowed, settings)
     losses = []
     for iterations in (0, 20, 200):
@@ -132,7 +135,7 @@ def test_descent_lowers_the_loss(rule):
 
 def test_centroids_close_the_modality_gap():
     regions, text = clustered_regions()
-    learnt = learn_prototypes(regions, text, PrototypeSettings(centred=False, shrinkage=0.0))
+    learnt = learn_prototypes(regions, text, PrototypeSettings(shrinkage=0.0))
     before, after = modality_gap(regions, text), modality_gap(regions, learnt)
     assert after["region_distance"] < before["region_distance"] / 2
     assert after["centroid_distance"] < before["centroid_distance"] / 2
@@ -157,8 +160,8 @@ def test_rare_classes_lean_on_their_text_moved_over_the_gap():
 
 
 def test_modality_gap_by_hand():
-    regions = Regions(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), torch.tensor([0, 1, -1]), torch.ones(3, 3) > 0)
-    prototypes = torch.tensor([[1.0, 0.0], [1.0, 0.0], [9.0, 9.0]])
+    regions = Regions(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), torch.ones(2, 2) > 0)
+    prototypes = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     gap = modality_gap(regions, prototypes)
     assert gap["region_distance"] == pytest.approx(2**0.5 / 2)
     assert gap["centroid_distance"] == pytest.approx(0.5**0.5)
@@ -169,19 +172,32 @@ def test_a_region_pools_the_patches_it_wins():
     features = torch.eye(3)[None, None]  # (1, 1, 3, 3)
     found = Localization(maps, torch.tensor([[0, 2]]), torch.tensor([[True, True]]), features)
     labels = torch.tensor([[1, 0, 1]])
-    regions = region_embeddings(found, labels, 3)
+    regions = region_embeddings(found, labels, torch.eye(3))
     assert regions.class_ids.tolist() == [0, 2] and regions.allowed.tolist() == [[True, False, True]] * 2
     torch.testing.assert_close(regions.embeds, F.normalize(torch.tensor([[0.8, 0, 0], [0, 0.6, 0.1]]), dim=1))
-    with_background = region_embeddings(found, labels, 5)
-    assert with_background.class_ids.tolist() == [0, 2, -1]
-    assert with_background.allowed[2].tolist() == [True, False, True, True, True]
-    torch.testing.assert_close(with_background.embeds[2], F.normalize(torch.tensor([0.2, 0.4, 0.9]), dim=0))
+    sharp = region_embeddings(found, labels, torch.eye(3), sharpness=2.0)
+    torch.testing.assert_close(sharp.embeds[1], F.normalize(torch.tensor([0, 0.36, 0.01]), dim=0))
 
 
-def test_regions_do_not_depend_on_the_batch_size(images, clip, processor):
+def test_background_words_share_what_no_class_claims():
+    maps = torch.tensor([[[[0.8, 0.2, 0.0]]]])
+    found = Localization(maps, torch.tensor([[1]]), torch.tensor([[True]]), torch.eye(3)[None, None])
+    words = torch.tensor([[1.0, 0, 0], [0, 0, 1.0], [-1.0, -1.0, -1.0]])  # the third is nowhere the most similar one
+    prototypes = torch.cat([torch.eye(3)[:2], F.normalize(words, dim=1)])
+    regions = region_embeddings(found, torch.tensor([[0, 1]]), prototypes)
+    assert regions.class_ids.tolist() == [1, 2, 3]
+    assert regions.allowed.tolist() == [[False, True, True, True, True]] * 3
+    torch.testing.assert_close(regions.embeds[1], F.normalize(torch.tensor([0.2, 0.8, 0.0]), dim=0))
+    torch.testing.assert_close(regions.embeds[2], torch.tensor([0.0, 0.0, 1.0]))
+
+
+@pytest.mark.parametrize("maps", ["similarity", "cam"])
+def test_regions_do_not_depend_on_the_batch_size(images, clip, processor, maps):
     targets = encode_image_labels(TAGS, CLASSES)
-    text = text_prototypes(clip, processor, CLASSES)
-    regions = [collect_regions(clip, processor, images, targets, text, LocalizationSettings(), size) for size in (1, 16)]
+    text, settings = text_prototypes(clip, processor, CLASSES), PrototypeSettings(region_maps=maps)
+    regions = [
+        collect_regions(clip, processor, images, targets, text, LocalizationSettings(), settings, size) for size in (1, 16)
+    ]
     order = [torch.argsort(part.embeds[:, 0]) for part in regions]
     torch.testing.assert_close(regions[0].embeds[order[0]], regions[1].embeds[order[1]], rtol=1e-3, atol=1e-4)
 

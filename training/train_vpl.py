@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from hf_clipseg import SegmentationProcessor, VisionPrototypes, VplForSemanticSegmentation
 from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.localization import PLAIN, LocalizationSettings
-from hf_clipseg.prototype_rules import RULES, PrototypeSettings
+from hf_clipseg.prototype_rules import REGION_MAPS, RULES, TARGETS, PrototypeSettings
 from hf_clipseg.pseudo_labels import REFINEMENTS
 from hf_clipseg.text_bank import weights_fingerprint
 
@@ -53,12 +53,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     found.add_argument("--templates", default="ensemble", help="of the text prototypes (%(default)s)")
     found.add_argument("--attention_variant", default="value", help=f"of the last block; CLIP-ES: {PLAIN} (%(default)s)")
     found.add_argument("--keep_residual", choices=("yes", "no"), default="no", help="of a variant (%(default)s)")
-    found.add_argument("--cam_scale", type=float, default=25.0, help="(%(default)s)")
+    found.add_argument("--cam_scale", type=float, default=1.0, help="of the gradient maps; 25 for OpenAI's CLIP (%(default)s)")
     found.add_argument("--affinity_layers", type=int, default=8, help="0: no affinity (%(default)s)")
     found.add_argument("--affinity_threshold", type=float, default=0.4, help="(%(default)s)")
     found.add_argument("--rule", choices=RULES, default="centroid", help="(%(default)s)")
-    found.add_argument("--centred", choices=("yes", "no"), default="yes", help="with --rule centroid (%(default)s)")
-    found.add_argument("--rounds", type=int, default=2, help="of maps and prototypes (%(default)s)")
+    found.add_argument("--centred", choices=("yes", "no"), default="no", help="with --rule centroid (%(default)s)")
+    found.add_argument("--region_maps", choices=REGION_MAPS, default="similarity", help="what pools regions (%(default)s)")
+    found.add_argument("--targets", choices=TARGETS, default="own", help="what regions stand for (%(default)s)")
+    found.add_argument("--rounds", type=int, default=4, help="of maps and prototypes (%(default)s)")
     masks = parser.add_argument_group("pseudo masks")
     masks.add_argument("--refinement", choices=sorted(REFINEMENTS), default="crf", help="(%(default)s)")
     masks.add_argument("--localization_batch_size", type=int, default=16, help="(%(default)s)")
@@ -106,7 +108,7 @@ def fit_prototypes(args: argparse.Namespace, model, processor, source: TaggedIma
         LocalizationSettings(
             args.attention_variant, args.keep_residual == "yes", args.cam_scale, args.affinity_layers, args.affinity_threshold
         ),
-        PrototypeSettings(args.rule, centred=args.rule == "centroid" and args.centred == "yes"),
+        PrototypeSettings(args.rule, args.region_maps, targets=args.targets, centred=args.centred == "yes"),
         args.rounds, args.localization_batch_size,
     )  # fmt: skip
     model.set_prototypes(prototypes)
