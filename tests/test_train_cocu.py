@@ -105,6 +105,11 @@ def test_captions_alone(folder, tmp_path):
     assert "caption" in line and "concepts" not in line
 
 
+def test_background_needs_masks_with_background(folder, tmp_path):
+    with pytest.raises(SystemExit, match="class 0 of the masks is 'sky'"):
+        main(options(folder, tmp_path, "--background_threshold", "0.5"))
+
+
 def test_sampling_needs_concepts(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(options(folder, tmp_path)[2:])

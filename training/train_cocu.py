@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer, GroupViTConfig, PreTrainedTokenizerFast
 
 from hf_clipseg import CocuConfig, CocuForSemanticSegmentation, SegmentationImageProcessor, SegmentationProcessor
+from hf_clipseg.configuration_cocu import BACKGROUND
 from hf_clipseg.metrics import summarise
 
 from .caption_cache import CachedCaptions
@@ -195,12 +196,19 @@ class Evaluation:
         if args.eval_dataset == "toyscapes":
             options["size"] = (args.image_size,) * 2
         self.source = load_source(args.eval_dataset, args.eval_split, **options)
+        self.num_classes = len(self.source.class_names)
         self.class_names = list(self.source.class_names)
+        if args.background_threshold is not None:
+            if self.class_names[0] != BACKGROUND:
+                raise ValueError(
+                    f"--background_threshold adds a class 0 {BACKGROUND!r}, but class 0 of the masks is {self.class_names[0]!r}"
+                    ". Leave it out, or evaluate on masks with background (--eval_dataset)."
+                )
+            del self.class_names[0]
 
     def __call__(self, model: CocuForSemanticSegmentation, processor: SegmentationProcessor) -> dict[str, float]:
         model.eval()
-        offset = 0 if model.config.background_threshold is None else 1
-        scores = score(model, processor, self.source, self.class_names, offset + len(self.class_names), self.accelerator)
+        scores = score(model, processor, self.source, self.class_names, self.num_classes, self.accelerator)
         figures = summarise(scores.confusions["mIoU"])
         return {"mIoU": figures["mIoU"], "pixel_accuracy": figures["pixel_accuracy"]}
 
@@ -231,6 +239,8 @@ def run(args: argparse.Namespace) -> CocuForSemanticSegmentation:
     processor = build_processor(model, tokenizer)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if table is None:
+        model.concept_logit_scale.requires_grad_(False)  # distributed training stumbles over what no loss reaches
 
     optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay))
     warmup = min(args.warmup_steps, settings.max_train_steps)
