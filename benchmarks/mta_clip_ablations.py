@@ -34,7 +34,7 @@ VARIANTS: dict[str, list[str]] = {
     "MTA-CLIP": [],
     "text-free (Mask2Former on CLIP)": ["--num_prompts", "0"],
     "pixel-text baseline": ["--method", "pixel_text"],
-    "temperature 0.07": ["--contrastive_temperature", "0.07"],
+    "temperature 1.0 (paper)": ["--contrastive_temperature", "1.0"],
     "no contrastive loss": ["--contrastive_weight", "0"],
     "loss separate": ["--contrastive_form", "separate"],
     "loss all": ["--contrastive_form", "all"],
@@ -131,8 +131,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     missing = [
         (variant, seed)
-        for variant in args.variants
         for seed in args.seeds
+        for variant in args.variants
         if not result_file(args.output_dir, variant, seed).is_file()
     ]
     print(f"{len(missing)} runs to do: {missing}", file=sys.stderr)

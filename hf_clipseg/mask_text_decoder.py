@@ -5,7 +5,8 @@ et al. 2024, arXiv 2407.21654) appends the text tokens to its queries.
 
 The weights live in transformers' own modules, under the names of `Mask2FormerMaskedAttentionDecoder`, so its state dict fits
 and its initialisation applies. The computation is restated for long sequences, with the same result:
-- fused attention, with one boolean mask for all heads ("may attend", the opposite of `nn.MultiheadAttention`'s);
+- one boolean mask for all heads ("may attend", the opposite of `nn.MultiheadAttention`'s) and fused attention, unless the
+  model's attention implementation is "eager";
 - attention masks come from down-sampled pixel features: bilinear resizing commutes with the product over channels, so
   full-size masks of text tokens, which nobody reads, are never made.
 """
@@ -41,7 +42,13 @@ class MaskTextDecoderLayer(Mask2FormerMaskedAttentionDecoderLayer):
     """Masked cross-attention, self-attention over the whole sequence, feed-forward network, each followed by a norm."""
 
     def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, may_attend: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        may_attend: torch.Tensor,
+        fused: bool = True,
     ) -> torch.Tensor:
         """
         Args:
@@ -50,28 +57,30 @@ class MaskTextDecoderLayer(Mask2FormerMaskedAttentionDecoderLayer):
             keys: `(batch, pixels, dim)`, positions included.
             values: `(batch, pixels, dim)`.
             may_attend: `(batch, 1, tokens, pixels)` bool; no row is all False.
+            fused: see `attention`.
 
         Returns:
             `(batch, tokens, dim)`.
         """
-        tokens = self.cross_attn_layer_norm(tokens + self.cross_attention(tokens + positions, keys, values, may_attend))
-        tokens = self.self_attn_layer_norm(tokens + self.self_attention(tokens + positions, tokens))
+        attended = self.cross_attention(tokens + positions, keys, values, may_attend, fused)
+        tokens = self.cross_attn_layer_norm(tokens + attended)
+        tokens = self.self_attn_layer_norm(tokens + self.self_attention(tokens + positions, tokens, fused))
         return self.final_layer_norm(tokens + self.fc2(self.activation_fn(self.fc1(tokens))))
 
     def cross_attention(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, may_attend: torch.Tensor
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, may_attend: torch.Tensor, fused: bool
     ) -> torch.Tensor:
         weights, biases = self.cross_attn.in_proj_weight.chunk(3), self.cross_attn.in_proj_bias.chunk(3)
         projected = [
             nn.functional.linear(states, weight, bias)
             for states, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
         ]
-        return self.cross_attn.out_proj(attention(*projected, self.cross_attn.num_heads, may_attend))
+        return self.cross_attn.out_proj(attention(*projected, self.cross_attn.num_heads, may_attend, fused))
 
-    def self_attention(self, queries_and_keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def self_attention(self, queries_and_keys: torch.Tensor, values: torch.Tensor, fused: bool) -> torch.Tensor:
         module = self.self_attn
         queries, keys = module.q_proj(queries_and_keys), module.k_proj(queries_and_keys)
-        return module.out_proj(attention(queries, keys, module.v_proj(values), module.num_heads))
+        return module.out_proj(attention(queries, keys, module.v_proj(values), module.num_heads, fused=fused))
 
 
 class MaskTextDecoder(nn.Module):
@@ -97,6 +106,7 @@ class MaskTextDecoder(nn.Module):
         positions: torch.Tensor,
         feature_maps: Sequence[torch.Tensor],
         pixel_embeds: torch.Tensor,
+        fused: bool = True,
     ) -> list[DecoderState]:
         """
         Args:
@@ -104,6 +114,7 @@ class MaskTextDecoder(nn.Module):
             positions: `(tokens, dim)`, learned.
             feature_maps: three `(batch, dim, h, w)`, coarse to fine.
             pixel_embeds: `(batch, dim, height, width)`.
+            fused: see `attention`.
 
         Returns:
             The state after every layer.
@@ -119,7 +130,7 @@ class MaskTextDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             level = index % NUM_FEATURE_LEVELS
             may_attend = attention_mask(state.mask_embeds, small_pixel_embeds[level])
-            tokens = layer(tokens, positions, keys[level], values[level], may_attend)
+            tokens = layer(tokens, positions, keys[level], values[level], may_attend, fused)
             state = self.state(tokens)
             states.append(state)
         return states
@@ -130,11 +141,26 @@ class MaskTextDecoder(nn.Module):
 
 
 def attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, num_heads: int, may_attend: torch.Tensor | None = None
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    num_heads: int,
+    may_attend: torch.Tensor | None = None,
+    fused: bool = True,
 ) -> torch.Tensor:
-    """Multi-head attention of projected `(batch, length, dim)` tensors; `may_attend` broadcasts over heads."""
-    heads = [states.unflatten(-1, (num_heads, -1)).transpose(1, 2) for states in (queries, keys, values)]
-    mixed = nn.functional.scaled_dot_product_attention(*heads, attn_mask=may_attend)
+    """Multi-head attention of projected `(batch, length, dim)` tensors; `may_attend` broadcasts over heads.
+
+    Args:
+        fused: less memory, and quicker except in the backward pass on a CPU.
+    """
+    queries, keys, values = (states.unflatten(-1, (num_heads, -1)).transpose(1, 2) for states in (queries, keys, values))
+    if fused:
+        mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=may_attend)
+    else:
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        if may_attend is not None:
+            scores = scores.masked_fill(~may_attend, float("-inf"))
+        mixed = scores.softmax(dim=-1).to(values.dtype) @ values
     return mixed.transpose(1, 2).flatten(2)
 
 

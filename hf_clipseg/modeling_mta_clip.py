@@ -177,7 +177,8 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
             tokens = torch.cat([tokens, self.text_input(texts.flatten(0, 1).to(tokens.dtype))])
             positions = torch.cat([positions, self.text_positions.weight])
         tokens = self.input_norm(tokens).expand(len(pixel_embeds), -1, -1)
-        return self.decoder(tokens, positions, feature_maps, pixel_embeds)
+        fused = self.config._attn_implementation != "eager"
+        return self.decoder(tokens, positions, feature_maps, pixel_embeds, fused)
 
     def predict(self, state: DecoderState, texts: torch.Tensor, pixel_embeds: torch.Tensor) -> Prediction:
         """Class, mask and text similarities of every query after one layer."""

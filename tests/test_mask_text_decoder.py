@@ -59,11 +59,12 @@ def run_transformers(theirs, ours, tokens, positions, feature_maps, pixel_embeds
     )
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @torch.no_grad()
-def test_parity_with_transformers(decoders, inputs):
+def test_parity_with_transformers(decoders, inputs, fused):
     theirs, ours = decoders
     expected = run_transformers(theirs, ours, *inputs)
-    states = ours(*inputs)
+    states = ours(*inputs, fused=fused)
     assert len(states) == LAYERS and len(expected.intermediate_hidden_states) == LAYERS + 1
     for layer, state in enumerate(states, start=1):
         torch.testing.assert_close(

@@ -27,6 +27,7 @@ SMALL = [
     "--crop_size", "32", "32", "--short_side", "32", "--hidden_dim", "64", "--num_attention_heads", "4", "--num_points", "64",
     "--pixel_decoder_layers", "1", "--pixel_decoder_feedforward_dim", "32", "--num_prompt_tokens", "4",
     "--feedforward_dim", "32", "--decoder_layers", "2", "--num_queries", "6", "--learning_rate", "3e-3",
+    "--mixed_precision", "no", "--backbone_factor", "0.1", "--crops_per_image", "0",
 ]  # fmt: skip
 
 
