@@ -2,21 +2,25 @@
 
 Paper: "Learning to Prompt for Vision-Language Models" (CoOp), Zhou et al. 2022, arXiv 2109.01134; one context is shared by all
 classes, and the name comes last. A sentence is `[BOS] context_1 .. context_m name [EOS]`.
-Deviations: several contexts are encoded at once; sentences are only as long as the longest name needs. That is exact, because
-the text encoder is causal and is read at the end-of-text token, so nothing behind that token is ever seen.
+Deviations, both exact because the text encoder is causal and is read at the end-of-text token: names are cut behind the
+longest one, and all names share one copy of `[BOS] context`, which they follow as parallel branches of one sequence. With 16
+context tokens and short names that takes a fifth of the tokens that separate sentences take.
 
 transformers' `CLIPTextModel.forward` takes token ids only, so its steps are replayed here on embeddings:
-token and position embeddings, causal blocks, final layer norm, the end-of-text position, projection.
+token and position embeddings, causal blocks, final layer norm, the end-of-text position, projection. The attention mask of the
+branches needs the `eager` or `sdpa` attention implementation.
 """
 
 import torch
 from torch import nn
-from transformers.masking_utils import create_causal_mask
 
 from .clip_backbone import ClipBackbone
 from .text_bank import average_templates
 
 INITIAL_STANDARD_DEVIATION = 0.02
+NAMES_PER_SEQUENCE = 64
+"""Names behind one copy of a context: attention costs the square of it, the shared context is recomputed for every group."""
+
 OLD_EOS_TOKEN_ID = 2
 """`eos_token_id` of CLIP configurations from before transformers 4.31, which did not name the token in use."""
 
@@ -83,33 +87,62 @@ def encode_with_contexts(clip: ClipBackbone, contexts: torch.Tensor, input_ids: 
     """`PromptLearner.forward` for any `contexts (contexts, tokens, width)`."""
     if clip.text_model is None:
         raise ValueError("Prompts need the text encoder, and this checkpoint was saved without it. Load the full checkpoint.")
-    text_model = clip.text_model
+    text_model, num_tokens = clip.text_model, contexts.shape[1]
     ends = end_of_text(input_ids, text_model.eos_token_id)
-    check_length(int(ends.max()) + 1, contexts.shape[1], text_model.config.max_position_embeddings)
-    words = text_model.embeddings.token_embedding(input_ids[:, : int(ends.max()) + 1])  # (prompts, length, width)
+    length = int(ends.max()) + 1
+    check_length(length, num_tokens, text_model.config.max_position_embeddings)
+    words = text_model.embeddings.token_embedding(input_ids[:, :length])  # (prompts, length, width)
 
-    sentences = insert_contexts(contexts.to(words.dtype), words).flatten(0, 1)  # (contexts * prompts, length, width)
-    ends = (ends + contexts.shape[1]).repeat(len(contexts))
-    hidden_states = text_model.embeddings(inputs_embeds=sentences)
-    mask = create_causal_mask(text_model.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None)
-    hidden_states = text_model.encoder(inputs_embeds=hidden_states, attention_mask=mask, is_causal=True).last_hidden_state
-    pooled = text_model.final_layer_norm(hidden_states[torch.arange(len(ends), device=ends.device), ends])
-    return nn.functional.normalize(clip.text_projection(pooled), dim=-1).unflatten(0, (len(contexts), -1))
+    groups = -(-len(words) // NAMES_PER_SEQUENCE)
+    branches = -(-len(words) // groups)  # names in each group
+    sequences = join_branches(contexts.to(words.dtype), words, groups, branches)
+    mask, position_ids = branch_mask_and_positions(1 + num_tokens, branches, length - 1, sequences)
+    hidden_states = sequences.flatten(0, 1) + text_model.embeddings.position_embedding(position_ids)
+    hidden_states = text_model.encoder(inputs_embeds=hidden_states, attention_mask=mask).last_hidden_state
+
+    branch_states = hidden_states[:, 1 + num_tokens :].reshape(len(contexts), groups * branches, length - 1, -1)
+    pooled = branch_states[:, torch.arange(len(words), device=ends.device), ends - 1]  # (contexts, prompts, width)
+    return nn.functional.normalize(clip.text_projection(text_model.final_layer_norm(pooled)), dim=-1)
 
 
-def insert_contexts(contexts: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Every context behind the start token of every sentence.
+def join_branches(contexts: torch.Tensor, words: torch.Tensor, groups: int, branches: int) -> torch.Tensor:
+    """Start token and context once, then the names of a group one after the other.
 
     Args:
         contexts: `(contexts, tokens, width)`.
-        words: `(prompts, length, width)`, start token first.
+        words: `(prompts, length, width)`, start token first; the last group is filled up with zeros.
 
     Returns:
-        `(contexts, prompts, length + tokens, width)`.
+        `(contexts, groups, 1 + tokens + branches * (length - 1), width)`.
     """
-    shape = len(contexts), len(words), -1, -1
-    start, rest = words[:, :1].expand(shape), words[:, 1:].expand(shape)
-    return torch.cat([start, contexts[:, None].expand(shape), rest], dim=2)
+    names = nn.functional.pad(words[:, 1:], (0, 0, 0, 0, 0, groups * branches - len(words)))
+    shape = len(contexts), groups, -1, -1
+    start, names = words[:1, :1].expand(shape), names.reshape(1, groups, -1, words.shape[-1]).expand(shape)
+    return torch.cat([start, contexts[:, None].expand(shape), names], dim=2)
+
+
+def branch_mask_and_positions(trunk: int, branches: int, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token sees the trunk and its own branch, up to itself; every branch starts at the position behind the trunk.
+
+    Args:
+        trunk: tokens that all branches share.
+        branches: how many follow it.
+        length: tokens of each.
+        like: decides dtype and device.
+
+    Returns:
+        Additive attention mask `(1, 1, total, total)` and position ids `(1, total)`, total = trunk + branches * length.
+    """
+    device = like.device
+    in_branch = torch.arange(length, device=device).repeat(branches)
+    positions = torch.cat([torch.arange(trunk, device=device), trunk + in_branch])
+    branch = torch.cat(
+        [torch.full((trunk,), -1, device=device), torch.arange(branches, device=device).repeat_interleave(length)]
+    )
+    visible = (branch == -1) | (branch == branch[:, None])
+    visible &= positions <= positions[:, None]
+    mask = torch.zeros(visible.shape, dtype=like.dtype, device=device).masked_fill(~visible, torch.finfo(like.dtype).min)
+    return mask[None, None], positions[None]
 
 
 def end_of_text(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:

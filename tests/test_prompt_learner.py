@@ -104,7 +104,19 @@ def test_padding_beyond_the_longest_name_changes_nothing_and_costs_nothing():
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     assert torch.equal(learner(backbone, padded), learner(backbone, short))
-    assert lengths == [4 + 3 + 2] * 2  # context, longest name, start and end
+    assert lengths == [1 + 4 + 3 * (3 + 1)] * 2  # start and context once, then three names of three tokens with their end
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_many_names_in_groups_equal_one_by_one(count):
+    _, backbone = clip_pair()
+    learner = PromptLearner(2, 4, 32)
+    torch.nn.init.normal_(learner.contexts)
+    names = sentences([[5 + index % 50, 5 + index // 50] for index in range(count)])
+    together = learner(backbone, names)
+    assert together.shape == (2, count, 24)
+    for index in {0, count // 2, count - 1}:
+        torch.testing.assert_close(together[:, index], learner(backbone, names[index : index + 1])[:, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_reach_the_contexts_only_and_match_finite_differences():
