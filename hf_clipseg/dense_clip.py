@@ -16,6 +16,7 @@ class DenseClipPreTrainedModel(PreTrainedModel):
     Subclasses call `self.build_clip(config)` in their constructor and write their own `forward`.
     """
 
+    open_vocabulary = True  # whether names may be given per call; methods that fix their classes in training say False
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -99,7 +100,8 @@ class DenseClipPreTrainedModel(PreTrainedModel):
         key = self.text_cache.key(weights, input_ids, name_ids)
         name_embeds = self.text_cache.get(key)
         if name_embeds is None:
-            with torch.no_grad():
+            # Full precision under autocast too: the result is kept, and may be asked for without autocast next time.
+            with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
                 name_embeds = average_templates(self.clip.encode_text(input_ids), name_ids)
             self.text_cache.put(key, name_embeds)
         return name_embeds

@@ -6,6 +6,7 @@ from transformers import CLIPModel
 
 from hf_clipseg import MaskClipConfig, MaskClipForSemanticSegmentation
 from hf_clipseg.clip_backbone import KEEPS_RESIDUAL
+from hf_clipseg.text_bank import TextCache
 
 from .modeling_contract import ModelingContract
 
@@ -38,6 +39,15 @@ class TestMaskClip(ModelingContract):
         for first in range(len(logits)):
             for second in range(first):
                 assert (logits[first] - logits[second]).abs().max() > 1e-4
+
+    @torch.no_grad()
+    def test_texts_cached_under_autocast_are_exact(self, clip_folder, processor):
+        names = processor(class_names=["sky", "grass"])
+        model = MaskClipForSemanticSegmentation.from_clip(clip_folder)
+        with torch.autocast("cpu", torch.bfloat16):
+            cached = model.encode_names(names["input_ids"], names["name_ids"])
+        model.text_cache = TextCache()
+        assert torch.equal(cached, model.encode_names(names["input_ids"], names["name_ids"]))
 
     def test_unknown_variant(self):
         with pytest.raises(ValueError, match="attention_variant must be one of .*naclip.*got 'nacl'"):
