@@ -191,41 +191,24 @@ def train(
     """
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
-    ema = None
-    if settings.ema_decay:
-        ema = AveragedModel(
-            accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True
-        )
-        accelerator.register_for_checkpointing(ema)
+    ema = make_ema(accelerator, model, settings.ema_decay)
 
     identity = run_identity(accelerator, settings, len(dataset))
     checkpoint = find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
     first_step = load_checkpoint(accelerator, checkpoint, identity) if checkpoint else 0
     announce(settings, identity, model, first_step)
 
-    sampler = StepSampler(len(dataset), settings, first_step, accelerator.process_index, accelerator.num_processes)
-    # an own generator: a loader draws its base seed when iteration starts, which would shift the restored global random state
-    generator = torch.Generator().manual_seed(settings.seed)
-    workers = settings.dataloader_num_workers
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, generator=generator)
-    batches = iter(loader)
+    batches = iter(make_loader(accelerator, settings, dataset, collate, first_step))
     log = MetricsLog(accelerator, settings)
     progress = tqdm(total=settings.max_train_steps, initial=first_step, disable=not accelerator.is_main_process, mininterval=5)
     since_log = time.perf_counter(), first_step
     model.train()
     for step in range(first_step + 1, settings.max_train_steps + 1):
         losses = accumulate_gradients(accelerator, settings, model, batches, compute_losses)
-        finite = bool(accelerator.reduce(torch.isfinite(losses["loss"]).float(), "mean") == 1)
-        if not finite and settings.on_nonfinite_loss == "error":
-            values = {name: value.item() for name, value in losses.items()}
-            raise ValueError(
-                f"loss is not finite at step {step}: {values}. Lower the learning rate, or pass --on_nonfinite_loss skip"
-            )
+        finite = is_finite(accelerator, settings, losses, step)
         if finite:
             gradient_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
-        else:
-            logger.warning("step %d left out: its loss is not finite", step)
         optimizer.zero_grad()
         scheduler.step()
         if ema is not None:
@@ -250,6 +233,39 @@ def train(
     progress.close()
     accelerator.end_training()
     return (ema.module if ema is not None else accelerator.unwrap_model(model)).eval()
+
+
+def make_ema(accelerator: Accelerator, model: torch.nn.Module, decay: float) -> AveragedModel | None:
+    """The moving average of the weights, part of every checkpoint; None where `decay` is 0."""
+    if not decay:
+        return None
+    ema = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    accelerator.register_for_checkpointing(ema)
+    return ema
+
+
+def make_loader(
+    accelerator: Accelerator, settings: TrainingSettings, dataset: Dataset, collate: Callable, first_step: int
+) -> DataLoader:
+    """Batches of this process, from `first_step` on."""
+    sampler = StepSampler(len(dataset), settings, first_step, accelerator.process_index, accelerator.num_processes)
+    # an own generator: a loader draws its base seed when iteration starts, which would shift the restored global random state
+    generator = torch.Generator().manual_seed(settings.seed)
+    workers = settings.dataloader_num_workers
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, generator=generator)
+
+
+def is_finite(accelerator: Accelerator, settings: TrainingSettings, losses: dict[str, torch.Tensor], step: int) -> bool:
+    """Whether the loss is finite in every process; if not, stops the run or logs the step that is left out, as configured."""
+    if accelerator.reduce(torch.isfinite(losses["loss"]).float(), "mean") == 1:
+        return True
+    if settings.on_nonfinite_loss == "error":
+        values = {name: value.item() for name, value in losses.items()}
+        raise ValueError(
+            f"loss is not finite at step {step}: {values}. Lower the learning rate, or pass --on_nonfinite_loss skip"
+        )
+    logger.warning("step %d left out: its loss is not finite", step)
+    return False
 
 
 def accumulate_gradients(
