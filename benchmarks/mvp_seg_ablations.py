@@ -44,6 +44,8 @@ TEST_IMAGES = 400
 OTHER_TEMPLATE = "there is a {} in the scene"
 BASELINE_TEMPLATES = {**TEMPLATES, "noun": NOUN_TEMPLATES}
 
+FIRST_WORDS = ("a photo of a", "a picture of the", "a drawing of a", "a view of the")
+
 # Options that differ from the defaults of training.train_mvp_seg. `default` is the shipped model.
 VARIANTS: dict[str, list[str]] = {
     "default": [],
@@ -52,7 +54,6 @@ VARIANTS: dict[str, list[str]] = {
     "k=4": ["--num_views", "4"],
     "OCLoss off": ["--orthogonality", "none"],
     "OCLoss prompt (paper)": ["--orthogonality", "prompt"],
-    "OCLoss text": ["--orthogonality", "text"],
     "GPR off": ["--global_refinement", "none"],
     "GPR paper": ["--global_refinement", "paper", "--presence_loss", "positive"],
     "GPR threshold, positives only": ["--global_refinement", "threshold", "--presence_loss", "positive"],
@@ -62,9 +63,9 @@ VARIANTS: dict[str, list[str]] = {
     "fusion logsumexp": ["--fusion", "logsumexp"],
     "all as in the paper": [
         "--orthogonality", "prompt", "--global_refinement", "paper", "--presence_loss", "positive", "--anchor_weight", "0",
-        "--prompt_words", "--num_prompt_tokens", "16",
     ],
-    "random first prompts": ["--prompt_words"],
+    "4 tokens": ["--num_prompt_tokens", "4"],
+    "4 tokens from words": ["--num_prompt_tokens", "4", "--prompt_words", *FIRST_WORDS],
     "no anchor": ["--anchor_weight", "0"],
 }  # fmt: skip
 

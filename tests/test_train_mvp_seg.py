@@ -79,7 +79,7 @@ def trained(clip_folder, data, tmp_path_factory):
     """A finished run of `train_mvp_seg` with random first prompts: its folder and its model."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    return folder, train_prompts(clip_folder, data, folder, "--prompt_words")
+    return folder, train_prompts(clip_folder, data, folder)
 
 
 def log(folder):

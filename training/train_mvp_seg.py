@@ -30,9 +30,6 @@ from .zero_shot import ZeroShotLabels, add_zero_shot_arguments, check_prompts_fi
 
 logger = logging.getLogger(__name__)
 
-FIRST_WORDS = ("a photo of a", "a picture of the", "a drawing of a", "a view of the")
-"""What the prompts start from, the global one first. All have four tokens, in OpenAI's vocabulary too."""
-
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,7 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--keep_residual", choices=("yes", "no"), default="no", help="residual and MLP of the last block (%(default)s)"
     )
     model.add_argument("--num_views", type=int, default=3, help="segmentation prompts, k (%(default)s; paper: 3)")
-    model.add_argument("--num_prompt_tokens", type=int, default=4, help="learnable tokens of each prompt (%(default)s)")
+    model.add_argument("--num_prompt_tokens", type=int, default=16, help="learnable tokens of each prompt (%(default)s)")
     model.add_argument("--fusion", choices=FUSIONS, default="sum", help="(%(default)s; paper: sum)")
     model.add_argument("--orthogonality", choices=ORTHOGONALITY, default="text", help="OCLoss (%(default)s; paper: prompt)")
     model.add_argument("--global_refinement", choices=REFINEMENT, default="threshold", help="(%(default)s; paper: paper)")
@@ -52,23 +49,23 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model.add_argument("--presence_weight", type=float, default=1.0, help="lambda_2 (%(default)s)")
     model.add_argument("--orthogonality_weight", type=float, default=0.1, help="lambda_3 (%(default)s)")
     model.add_argument(
-        "--prompt_words", nargs="*", default=FIRST_WORDS,
-        help="start the prompts from these words, one string per prompt, the global one first, in turn; nothing: random",
+        "--prompt_words", nargs="+", default=[],
+        help="start the prompts from these words, one string per prompt, the global one first, in turn; default: random",
     )  # fmt: skip
     optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--learning_rate", type=float, default=2e-3)
+    optimisation.add_argument("--learning_rate", type=float, default=5e-3)
     optimisation.add_argument("--weight_decay", type=float, default=0.0, help="of the prompts (%(default)s)")
     optimisation.add_argument("--warmup_steps", type=int, default=20)
     optimisation.add_argument(
         "--anchor_weight",
         type=float,
-        default=0.0,
-        help="keep the fused text of a class near its template ensemble (%(default)s)",
+        default=0.3,
+        help="keep the fused text of a class near its template ensemble (%(default)s; paper: 0)",
     )
     optimisation.add_argument(
         "--gradient_checkpointing", action="store_true", help="less memory in the text encoder, more time"
     )
-    add_training_arguments(parser, max_train_steps=400, train_batch_size=16, checkpointing_steps=200, logging_steps=20)
+    add_training_arguments(parser, max_train_steps=600, train_batch_size=16, checkpointing_steps=200, logging_steps=20)
     return parser.parse_args(arguments)
 
 
