@@ -45,12 +45,13 @@ REFINEMENT = CHOSEN.refinement
 
 OURS = PrototypeSettings(CHOSEN.rule, CHOSEN.region_maps, targets=CHOSEN.targets, centred=CHOSEN.centred == "yes")
 RULES = {
-    "closed-form step": replace(OURS, rule="step"),
+    "closed-form step (ours)": OURS,
+    "closed-form step, rate 10 (InMaP)": replace(OURS, learning_rate=10.0),
     "Adam": replace(OURS, rule="adam"),
-    "centroid": OURS,
-    "centroid, centred": replace(OURS, centred=True),
-    "centroid, soft targets from text": replace(OURS, targets="text"),
-    "centroid, regions from gradient maps": replace(OURS, region_maps="cam"),
+    "centroid": replace(OURS, rule="centroid"),
+    "centroid, centred": replace(OURS, rule="centroid", centred=True),
+    "closed-form step, regions from unrefined maps": replace(OURS, region_maps="cam"),
+    "closed-form step, soft targets from text": replace(OURS, targets="text"),
 }
 
 SEGMENTERS = {
@@ -72,9 +73,8 @@ def chosen_localization() -> LocalizationSettings:
 def vision_prototypes(scenes: FrozenScenes, text: torch.Tensor, settings: PrototypeSettings):
     """`VisionPrototypes.fit` on cached activations: (prototypes, the regions of the last round)."""
     maps, embeds = chosen_localization(), text
-    for round_index in range(ROUNDS):
-        round_maps = replace(maps, cam_scale=None) if round_index == 0 else maps
-        regions = scenes.regions(embeds, round_maps, settings)
+    for _ in range(ROUNDS):
+        regions = scenes.regions(embeds, maps, settings)
         embeds = learn_prototypes(regions, text, settings)
     return embeds, regions
 
@@ -131,7 +131,7 @@ def measure_ladder(model, processor, protocol_name: str, seed: int, count: int) 
         result[f"text + {refinement}"] = seed_score(text, text_maps(), refinement)
         result[f"vision + {refinement}"] = seed_score(vision, maps, refinement)
     result["rules"] = {}
-    for name, settings in RULES.items():
+    for name, settings in RULES.items() if protocol_name == "full" else ():
         embeds = vision if settings == OURS else vision_prototypes(scenes, own_text, settings)[0]
         result["rules"][name] = {"seed": seed_score(embeds, plain), **modality_gap(regions, embeds)}
     result["gap"] = {"text": modality_gap(regions, own_text), "vision": modality_gap(regions, vision)}
@@ -299,8 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip", default="model_cards/clip-toyscapes")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ladder_scenes", type=int, default=400)
-    parser.add_argument("--train_scenes", type=int, default=600)
+    parser.add_argument("--ladder_scenes", type=int, default=160)
+    parser.add_argument("--train_scenes", type=int, default=400)
     parser.add_argument("--test_scenes", type=int, default=300)
     parser.add_argument("--parts", nargs="+", choices=("ladder", "segmenter"), default=["ladder", "segmenter"])
     parser.add_argument("--tables", action="store_true", help="only print what has been measured")

@@ -25,7 +25,7 @@ from hf_clipseg.localization import (
 from hf_clipseg.metrics import ConfusionMatrix
 from hf_clipseg.prototype_rules import PrototypeSettings, Regions
 from hf_clipseg.prototypes import encode_image_labels, region_embeddings, text_prototypes
-from hf_clipseg.pseudo_labels import pseudo_labels
+from hf_clipseg.pseudo_labels import pseudo_labels, refined_localization
 from hf_clipseg.toyscapes_datasets import ToyscapesDataset
 from hf_clipseg.toyscapes_vocabulary import CLASS_NAMES, STUFF_NAMES, SYNONYMS, THING_NAMES
 from hf_clipseg.vpl_losses import labels_on_grid
@@ -93,6 +93,9 @@ class FrozenScenes:
     def pixel_values(self, batch: slice) -> torch.Tensor:
         return self.processor(images=[Image.fromarray(image) for image in self.images[batch]])["pixel_values"]
 
+    def pixels(self, batch: slice) -> torch.Tensor:
+        return torch.from_numpy(self.images[batch]).permute(0, 3, 1, 2)
+
     def text(self) -> torch.Tensor:
         return text_prototypes(self.clip, self.processor, self.protocol.class_names, self.protocol.background_words)
 
@@ -112,9 +115,8 @@ class FrozenScenes:
         """Labels and confidence of all scenes, `(scenes, 128, 128)`."""
         parts = []
         for batch in self.batches():
-            pixels = torch.from_numpy(self.images[batch]).permute(0, 3, 1, 2)
             found = self.localize(batch, prototypes, settings)
-            parts.append(pseudo_labels(found, pixels, bool(self.protocol.background_words), refinement))
+            parts.append(pseudo_labels(found, self.pixels(batch), bool(self.protocol.background_words), refinement))
         return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
     def score(self, predictions) -> float:
@@ -135,10 +137,12 @@ class FrozenScenes:
         parts = []
         for batch in self.batches():
             labels = self.labels[batch]
-            if settings.region_maps == "cam":
-                found = self.localize(batch, prototypes, maps)
-            else:
+            if settings.region_maps == "similarity":
                 found = similarity_localization(self.features(batch, maps), prototypes, labels)
+            else:
+                found = self.localize(batch, prototypes, maps)
+            if settings.region_maps == "refined":
+                found = refined_localization(found, self.pixels(batch), bool(self.protocol.background_words), "crf")
             parts.append(region_embeddings(found, labels, prototypes, settings.sharpness))
         return Regions.concatenate(parts)
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 RULES = ("step", "adam", "centroid")
-REGION_MAPS = ("similarity", "cam")
+REGION_MAPS = ("refined", "cam", "similarity")
 TARGETS = ("own", "text")
 
 
@@ -29,22 +29,23 @@ class PrototypeSettings:
     Args:
         rule: `"step"`: gradient descent in closed form, projected to the sphere, the rate halved whenever the gradient grows;
             `"adam"`: the same objective with Adam; `"centroid"`: the mean of the regions, weighted by p.
-        region_maps: what pools patches to regions: `"similarity"`, cosines scaled to [0, 1] per class, or `"cam"`.
+        region_maps: what pools patches to regions: `"refined"`, the gradient maps after the dense CRF; `"cam"`, before it; or
+            `"similarity"`, cosines scaled to [0, 1] per class.
         sharpness: power of the maps as weights of the pooling.
         targets: `"own"`: a region stands for the class whose map made it; `"text"`: for what text_temperature and p say.
         centred: subtract the mean region from the centroids, so that prototypes hold what tells the classes apart.
             Only with `rule="centroid"`.
         text_temperature, image_temperature: see the module docstring.
-        learning_rate: of the first step; None takes 10 for `"step"`, 0.01 for `"adam"`.
+        learning_rate: of the first step (InMaP: 10); None takes 1 for `"step"`, 0.01 for `"adam"`.
         max_iterations, tolerance: of `"step"` and `"adam"`; they stop when 20 iterations change the loss by less.
         confident: rows of p above it become one-hot.
         sinkhorn: balance p to a uniform class marginal. Wrong for most real data, where classes are not equally frequent.
         shrinkage: as many regions as the text prototype counts for.
     """
 
-    rule: str = "centroid"
-    region_maps: str = "similarity"
-    sharpness: float = 3.0
+    rule: str = "step"
+    region_maps: str = "refined"
+    sharpness: float = 1.0
     targets: str = "own"
     centred: bool = False
     text_temperature: float = 0.01
@@ -61,7 +62,7 @@ class PrototypeSettings:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
         if self.centred and self.rule != "centroid":
-            raise ValueError(f"centred=True belongs to rule='centroid'; the rule is {self.rule!r}, so pass centred=False.")
+            raise ValueError(f"centred=True belongs to rule='centroid', the rule is {self.rule!r}.")
         for name in ("text_temperature", "image_temperature", "sharpness"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
@@ -155,7 +156,7 @@ def alignment_gradient(embeds, targets, prototypes: torch.Tensor, image_temperat
 
 def descend(embeds, targets, start: torch.Tensor, settings: PrototypeSettings) -> torch.Tensor:
     """Full-batch gradient descent on the sphere with the closed-form gradient; the rate is halved whenever its norm rises."""
-    rate = 10.0 if settings.learning_rate is None else settings.learning_rate
+    rate = 1.0 if settings.learning_rate is None else settings.learning_rate
     plateau, last_norm, prototypes = Plateau(embeds, targets, settings), float("inf"), start
     for _ in range(settings.max_iterations):
         gradient = alignment_gradient(embeds, targets, prototypes, settings.image_temperature)

@@ -3,10 +3,9 @@
 Paper: VPL, Xu et al., AAAI 2025, arXiv 2412.19650 (a reconstruction: its code is not public). Text embeddings and image
 features of CLIP lie apart (the modality gap), so a class is found better by what its regions look like than by its name:
 
-    text prototypes -> maps -> region embeddings -> vision prototypes -> maps again -> ...
+    text prototypes -> refined maps -> region embeddings -> vision prototypes -> refined maps again -> ...
 
-The maps of the loop are by default plain cosines, which give purer regions than the gradient maps that pseudo masks are made
-of. `prototype_rules` holds the objective, `localization` the maps.
+`prototype_rules` holds the objective, `localization` the maps.
 """
 
 import dataclasses
@@ -15,6 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -31,6 +31,7 @@ from .localization import (
     uniform_batches,
 )
 from .prototype_rules import PrototypeSettings, Regions, learn_prototypes, modality_gap
+from .pseudo_labels import refined_localization
 from .text_bank import ClassName, average_templates, normalise_class_names, weights_fingerprint
 
 VISION_SCALE = 25.0
@@ -73,7 +74,7 @@ class VisionPrototypes:
         background_words: Sequence[str] = (),
         localization: LocalizationSettings | None = None,
         settings: PrototypeSettings | None = None,
-        rounds: int = 4,
+        rounds: int = 1,
         batch_size: int = 16,
     ) -> "VisionPrototypes":
         """Learn prototypes from tagged images.
@@ -91,7 +92,7 @@ class VisionPrototypes:
             clip: the backbone, usually `model.clip`, with its text encoder.
             processor: the `SegmentationProcessor`.
             background_words: see the class.
-            localization: features and, where `settings.region_maps` is `"cam"`, maps; `cam_scale` applies from round 2 on.
+            localization: how maps are made; `cam_scale` applies to text prototypes, too, where it is given.
             settings: the rule and its numbers.
             rounds: how often maps and prototypes are made in turn.
             batch_size: images per forward pass.
@@ -106,7 +107,7 @@ class VisionPrototypes:
         text_embeds = text_prototypes(clip, processor, classes, background_words)
         embeds = text_embeds
         for round_index in range(rounds):
-            scale = None if round_index == 0 else localization.cam_scale or VISION_SCALE
+            scale = localization.cam_scale if round_index == 0 else localization.cam_scale or VISION_SCALE
             maps = dataclasses.replace(localization, cam_scale=scale)
             regions = collect_regions(clip, processor, images, targets, embeds, maps, settings, batch_size)
             embeds = learn_prototypes(regions, text_embeds, settings)
@@ -240,11 +241,14 @@ def collect_regions(
             labels = chunk[batch].to(device)
             pixel_values = processor(images=[loaded[index] for index in batch], return_tensors="pt")["pixel_values"]
             pixel_values = pixel_values.to(device, clip.logit_scale.dtype)
-            if settings.region_maps == "cam":
-                found = localize(clip, pixel_values, prototypes, labels, localization)
-            else:
+            if settings.region_maps == "similarity":
                 features = patch_features(clip, pixel_values, localization)
                 found = similarity_localization(features, prototypes, labels)
+            else:
+                found = localize(clip, pixel_values, prototypes, labels, localization)
+            if settings.region_maps == "refined":
+                pixels = torch.stack([torch.from_numpy(np.array(loaded[index])) for index in batch]).permute(0, 3, 1, 2)
+                found = refined_localization(found, pixels, len(prototypes) > labels.shape[1], "crf")
             parts.append(region_embeddings(found, labels, prototypes, settings.sharpness))
     return Regions.concatenate(parts)
 

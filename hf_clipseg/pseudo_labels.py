@@ -4,6 +4,8 @@ Background takes what no class claims, 1 - max over classes (CLIP-ES, arXiv 2212
 follow VOC: 0 is background and class c has the value c + 1. Where every pixel has a class, class c has the value c.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -43,6 +45,14 @@ def pseudo_labels(
         probabilities = refine(REFINEMENTS[refinement], images.to(maps.device), probabilities)
     confidence, winner = probabilities.masked_fill(~used[:, :, None, None], -1).max(1)
     return values.gather(1, winner.flatten(1)).view_as(winner), confidence
+
+
+def refined_localization(found: Localization, images: torch.Tensor, has_background: bool, refinement: str) -> Localization:
+    """`found` with the share of every patch that the refined mask gives to a class in place of its maps."""
+    labels, _ = pseudo_labels(found, images, has_background, refinement)
+    members = labels[:, None] == (found.class_ids + has_background)[:, :, None, None]
+    shares = nn.functional.adaptive_avg_pool2d((members & found.used[:, :, None, None]).float(), found.maps.shape[-2:])
+    return replace(found, maps=shares)
 
 
 def slot_probabilities(maps: torch.Tensor, used: torch.Tensor) -> torch.Tensor:

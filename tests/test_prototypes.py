@@ -35,6 +35,7 @@ RULE_SETTINGS = [
     PrototypeSettings(rule="centroid", targets="text"),
     PrototypeSettings(rule="centroid", centred=True, targets="text"),
     PrototypeSettings(rule="centroid", targets="own"),
+    PrototypeSettings(),
 ]
 
 
@@ -135,7 +136,7 @@ def test_descent_lowers_the_loss(rule):
 
 def test_centroids_close_the_modality_gap():
     regions, text = clustered_regions()
-    learnt = learn_prototypes(regions, text, PrototypeSettings(shrinkage=0.0))
+    learnt = learn_prototypes(regions, text, PrototypeSettings("centroid", targets="text", shrinkage=0.0))
     before, after = modality_gap(regions, text), modality_gap(regions, learnt)
     assert after["region_distance"] < before["region_distance"] / 2
     assert after["centroid_distance"] < before["centroid_distance"] / 2
@@ -191,7 +192,7 @@ def test_background_words_share_what_no_class_claims():
     torch.testing.assert_close(regions.embeds[2], torch.tensor([0.0, 0.0, 1.0]))
 
 
-@pytest.mark.parametrize("maps", ["similarity", "cam"])
+@pytest.mark.parametrize("maps", ["similarity", "cam", "refined"])
 def test_regions_do_not_depend_on_the_batch_size(images, clip, processor, maps):
     targets = encode_image_labels(TAGS, CLASSES)
     text, settings = text_prototypes(clip, processor, CLASSES), PrototypeSettings(region_maps=maps)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hf_clipseg import SegmentationProcessor, VplForSemanticSegmentation
 from hf_clipseg.localization import Localization
-from hf_clipseg.pseudo_labels import pseudo_labels
+from hf_clipseg.pseudo_labels import pseudo_labels, refined_localization
 from training.make_pseudo_labels import confidence_path, mask_path, write_pseudo_labels
 from training.tagged_images import TaggedImages, load_tagged_images
 
@@ -52,6 +52,19 @@ def test_unused_slots_never_win(refinement):
     labels, confidence = pseudo_labels(found, 255 * torch.rand(2, 3, 16, 20), False, refinement)
     assert labels.shape == (2, 16, 20) and set(labels[0].unique().tolist()) <= {1, 2}
     assert (labels[1] == 4).all() and torch.allclose(confidence[1], torch.ones(16, 20))
+
+
+@pytest.mark.parametrize("has_background", [False, True])
+def test_refined_maps_are_the_share_of_the_mask(has_background):
+    maps = torch.tensor([[[[0.9, 0.1], [0.9, 0.9]], [[0.0, 0.8], [0.0, 0.0]]]])
+    found = Localization(maps, torch.tensor([[2, 5]]), torch.tensor([[True, True]]), torch.zeros(1, 2, 2, 4))
+    images = torch.zeros(1, 3, 8, 8)
+    labels, _ = pseudo_labels(found, images, has_background, "none")
+    refined = refined_localization(found, images, has_background, "none")
+    for slot, value in enumerate((2 + has_background, 5 + has_background)):
+        expected = (labels[0] == value).float().view(2, 4, 2, 4).mean((1, 3))
+        torch.testing.assert_close(refined.maps[0, slot], expected)
+    assert refined.maps[0, 1, 0, 1] > 0.5 > refined.maps[0, 1, 1, 0]
 
 
 def test_unknown_refinement_is_named():
