@@ -9,6 +9,7 @@ times. With more than one process, the batched way shares its images out, and th
 
 import argparse
 import statistics
+import sys
 import time
 
 import torch
@@ -85,7 +86,7 @@ def main() -> None:
             results[f"pseudo masks, refinement {refinement}, images/s"] = row
     if accelerator.is_main_process:
         print(results)
-        write_json(args.output, {**results, "provenance": provenance("benchmarks.bench_vpl")})
+        write_json(args.output, {**results, "provenance": provenance("benchmarks.bench_vpl", sys.argv[1:])})
 
 
 if __name__ == "__main__":

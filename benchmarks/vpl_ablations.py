@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -244,7 +245,8 @@ def file_name(part: str, name: str, seed: int) -> str:
 
 def record(folder: Path, part: str, name: str, seed: int, result: dict) -> None:
     write_json(
-        folder / file_name(part, name, seed), {**result, "seed": seed, "provenance": provenance("benchmarks.vpl_ablations")}
+        folder / file_name(part, name, seed),
+        {**result, "seed": seed, "provenance": provenance("benchmarks.vpl_ablations", sys.argv[1:])},
     )
     logger.info("%s, %s, seed %d: %s", part, name, seed, json.dumps(result))
 
@@ -302,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ladder_scenes", type=int, default=160)
     parser.add_argument("--train_scenes", type=int, default=400)
     parser.add_argument("--test_scenes", type=int, default=300)
+    parser.add_argument("--protocols", nargs="+", choices=("full", "things"), default=["full", "things"], help="of the ladder")
     parser.add_argument("--parts", nargs="+", choices=("ladder", "segmenter"), default=["ladder", "segmenter"])
     parser.add_argument("--tables", action="store_true", help="only print what has been measured")
     args = parser.parse_args(arguments)
@@ -311,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     for seed in args.seeds:
-        for protocol in ("full", "things"):
+        for protocol in args.protocols:
             if "ladder" in args.parts and not (folder / file_name("ladder", protocol, seed)).is_file():
                 model, processor = open_clip(args.clip)
                 record(folder, "ladder", protocol, seed, measure_ladder(model, processor, protocol, seed, args.ladder_scenes))
