@@ -59,7 +59,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     optimisation.add_argument(
         "--anchor_weight",
         type=float,
-        default=0.3,
+        default=0.5,
         help="keep the fused text of a class near its template ensemble (%(default)s; paper: 0)",
     )
     optimisation.add_argument(

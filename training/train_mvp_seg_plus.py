@@ -47,7 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="ignore guesses less probable than this, among unseen classes (%(default)s)",
     )
     add_training_arguments(
-        parser, max_train_steps=300, train_batch_size=16, mixed_precision="bf16", checkpointing_steps=100, logging_steps=20
+        parser, max_train_steps=200, train_batch_size=16, mixed_precision="bf16", checkpointing_steps=100, logging_steps=20
     )
     return parser.parse_args(arguments)
 
