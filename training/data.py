@@ -79,7 +79,7 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
         (folder / "images" / split, folder / "masks" / split),
         (folder / "images", folder / "masks"),
     ):
-        if images.is_dir() and masks.is_dir():
+        if images.is_dir() and masks.is_dir() and not has_metadata(images.parent):
             return open_parallel_folders(images, masks)
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         loaded = datasets.load_from_disk(str(folder))
@@ -90,6 +90,11 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
     if split not in loaded:
         raise ValueError(f"{folder} has no split {split!r}; it has {list(loaded)}")
     return loaded[split]
+
+
+def has_metadata(folder: Path) -> bool:
+    """Whether an imagefolder's table, which also holds captions, describes the images below `folder`."""
+    return any((folder / f"metadata.{suffix}").is_file() for suffix in ("jsonl", "csv", "parquet"))
 
 
 def open_parallel_folders(images: Path, masks: Path) -> datasets.Dataset:
@@ -205,7 +210,9 @@ class CaptionSource:
         row = self.dataset[index]
         key = str(row[self.key_column]) if self.key_column else str(index)
         captions = row[self.caption_column]
-        captions = [captions] if isinstance(captions, str) else list(captions)
+        captions = [captions] if isinstance(captions, str) else [text for text in captions or () if text is not None]
+        if not captions:
+            raise ValueError(f"image {key!r} has no caption: column {self.caption_column!r} is empty. Leave the row out")
         return {"image": read_image(row[self.image_column], key), "captions": captions, "key": key}
 
 
