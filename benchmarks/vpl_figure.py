@@ -37,7 +37,7 @@ def row(model, processor, scene, names: list[str]) -> tuple[list[Image.Image], l
     areas = [(scene.mask == label).sum() for label in scene.image_labels]
     smallest = int(scene.image_labels[int(np.argmin(areas))])
     found = model.localize(processor(images=image)["pixel_values"], labels)
-    pixels = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None]
     pseudo, _ = pseudo_labels(found, pixels, has_background=False)
     (prediction,) = segment(model, processor, [image])
     pictures = [
