@@ -137,6 +137,16 @@ def test_frozen_features_are_computed_once(clip_folder, data, tmp_path):
         train(clip_folder, data, tmp_path / "third", "--crops_per_image", "2")
 
 
+def test_starting_from_another_checkpoint(clip_folder, data, tmp_path):
+    baseline = train(clip_folder, data, tmp_path / "baseline", "--method", "pixel_text")
+    folder = str(tmp_path / "baseline" / "final")
+    args = train_mta_clip.parse_arguments(options(clip_folder, data, tmp_path, "--initial_checkpoint", folder))
+    model = train_mta_clip.build_model(args, train_mta_clip.make_processor(args), [[name] for name in "abc"])
+    for name in ("pyramid", "pixel_decoder"):
+        for weight, expected in zip(getattr(model, name).parameters(), getattr(baseline, name).parameters(), strict=True):
+            assert torch.equal(weight, expected)
+
+
 @pytest.mark.parametrize("more", [("--method", "pixel_text"), ("--num_prompts", "0"), ("--ema_decay", "0.5")])
 def test_baseline_ablation_and_average(clip_folder, data, tmp_path, more):
     model = train(clip_folder, data, tmp_path, "--max_train_steps", "2", *more)

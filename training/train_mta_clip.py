@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForSemanticSegmentation
 
 from hf_clipseg import (
     MtaClipConfig,
@@ -129,9 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     optimisation.add_argument(
         "--gradient_checkpointing", action="store_true", help="less memory in CLIP and decoder, more time"
     )
-    add_training_arguments(
-        parser, train_batch_size=16, max_grad_norm=0.01, checkpointing_steps=5000, logging_steps=20
-    )  # fmt: skip
+    add_training_arguments(parser, train_batch_size=16, max_grad_norm=0.01, checkpointing_steps=5000, logging_steps=20)
     return parser
 
 
@@ -139,6 +138,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model; see MtaClipConfig for what each means")
     model.add_argument("--method", choices=sorted(METHODS), default="mta_clip", help="or the pixel-text baseline")
     model.add_argument("--model_name_or_path", default="model_cards/clip-toyscapes", help="any CLIP checkpoint (%(default)s)")
+    model.add_argument(
+        "--initial_checkpoint", help="start from the pyramid and pixel decoder of a trained checkpoint, of either method"
+    )
     model.add_argument("--num_prompts", type=int, help="default: 3, and 1 for the baseline; 0: no text (ablation)")
     model.add_argument("--contrastive_form", choices=CONTRASTIVE_FORMS, default="mix")
     defaults = MtaClipConfig()
@@ -185,6 +187,10 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor, clas
     fields = {name: getattr(args, name) for name in MODEL_FIELDS[args.method]}
     model = METHODS[args.method].from_clip(args.model_name_or_path, **fields)
     model.set_classes(class_names, processor)
+    if args.initial_checkpoint:
+        trained = AutoModelForSemanticSegmentation.from_pretrained(args.initial_checkpoint)
+        for name in ("pyramid", "pixel_decoder"):
+            getattr(model, name).load_state_dict(getattr(trained, name).state_dict())
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if args.backbone_factor == 0:
