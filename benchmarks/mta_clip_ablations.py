@@ -42,6 +42,7 @@ VARIANTS: dict[str, list[str]] = {
     "5 prompts": ["--num_prompts", "5"],
 }
 FIGURES = ("mIoU", "pixel_accuracy", "boundary_f")
+TEST_SEED = 7  # the scenes that the other cards are scored on
 
 
 class InMemory:
@@ -136,7 +137,7 @@ def main() -> None:
         if not result_file(args.output_dir, variant, seed).is_file()
     ]
     print(f"{len(missing)} runs to do: {missing}", file=sys.stderr)
-    test = InMemory(load_source("toyscapes", "test", limit=args.test_images, seed=0)) if missing else None
+    test = InMemory(load_source("toyscapes", "test", limit=args.test_images, seed=TEST_SEED)) if missing else None
     for variant, seed in missing:
         run_one(args, variant, seed, test, more)
 
