@@ -106,10 +106,8 @@ def curate(args: argparse.Namespace, kind: str, seed: int) -> ConceptTable:
 def write_oracle(folder: Path, dataset: ToyscapesDataset) -> None:
     """Sidecars in which every visible class is a concept of equal score, and a cluster of its own."""
     rows = []
-    for scene in dataset:
-        visible = [CLASS_NAMES[label] for label in scene.image_labels]
-        named = sorted({CLASS_OF_CONCEPT[concept] for concept in CLASS_OF.find(scene.caption)})
-        rows.append((scene.key, named, visible, [1.0] * len(visible), list(range(len(visible)))))
+    for key, visible, named in ground_truth(dataset):
+        rows.append((key, sorted(named), sorted(visible), [1.0] * len(visible), list(range(len(visible)))))
     names, texts = ("key", "caption_concepts", "concepts", "scores", "clusters"), pa.list_(pa.string())
     types = (pa.string(), texts, texts, pa.list_(pa.float32()), pa.list_(pa.int16()))
     columns = {name: pa.array(column, kind) for name, kind, column in zip(names, types, zip(*rows, strict=True), strict=True)}
@@ -135,7 +133,16 @@ def choosers(table: ConceptTable) -> dict[str, Callable[[str, dict, np.random.Ge
     }
 
 
-def curation_figures(table: ConceptTable, dataset: ToyscapesDataset) -> dict[str, float]:
+def ground_truth(dataset: ToyscapesDataset) -> list[tuple[str, set[str], set[str]]]:
+    """Key, visible classes and classes that the caption names, of every scene."""
+    rows = []
+    for scene in dataset:
+        named = {CLASS_OF_CONCEPT[concept] for concept in CLASS_OF.find(scene.caption)}
+        rows.append((scene.key, {CLASS_NAMES[label] for label in scene.image_labels}, named))
+    return rows
+
+
+def curation_figures(table: ConceptTable, truth: list[tuple[str, set[str], set[str]]]) -> dict[str, float]:
     """Recall and precision of curation, in images and concepts that a person would call visible.
 
     `recall of missing` counts visible classes that the caption leaves out (micro average); precisions are means over images,
@@ -143,18 +150,16 @@ def curation_figures(table: ConceptTable, dataset: ToyscapesDataset) -> dict[str
     """
     missing = found = found_in_three = visible_count = named_count = 0
     precisions: dict[str, list[float]] = {}
-    for scene in dataset:
-        row = table.rows.slice(table.row_of[scene.key], 1).to_pylist()[0]
-        visible = {CLASS_NAMES[label] for label in scene.image_labels}
-        named = {CLASS_OF_CONCEPT[concept] for concept in CLASS_OF.find(scene.caption)}
+    for key, visible, named in truth:
+        row = table.rows.slice(table.row_of[key], 1).to_pylist()[0]
         left_out = visible - named
         missing, visible_count, named_count = missing + len(left_out), visible_count + len(visible), named_count + len(named)
         found += len(left_out & set(classes_of(row["concepts"])))
-        random = random_for(scene.key, 0)
-        found_in_three += len(left_out & set(classes_of(table.sample(scene.key, "top", 3, 1.0, random))))
+        random = random_for(key, 0)
+        found_in_three += len(left_out & set(classes_of(table.sample(key, "top", 3, 1.0, random))))
         values = {"whole archive": precision(row["concepts"], visible), "caption": precision(row["caption_concepts"], visible)}
         for name, choose in choosers(table).items():
-            draws = [precision(choose(scene.key, row, random), visible) for _ in range(DRAWS if "top" not in name else 1)]
+            draws = [precision(choose(key, row, random), visible) for _ in range(DRAWS if "top" not in name else 1)]
             values[name] = None if None in draws else float(np.mean(draws))
         for name, value in values.items():
             if value is not None:
@@ -169,11 +174,11 @@ def curation_figures(table: ConceptTable, dataset: ToyscapesDataset) -> dict[str
 
 
 def run_curation(args: argparse.Namespace) -> None:
-    for seed in args.seeds:
-        for kind in ("mined", "closed"):
+    for kind in ("mined", "closed"):
+        for seed in args.seeds:
             path = Path(args.output_dir) / "curation" / f"{kind}-{seed}.json"
             if not path.is_file():
-                figures = curation_figures(curate(args, kind, seed), scenes(args, seed))
+                figures = curation_figures(curate(args, kind, seed), ground_truth(scenes(args, seed)))
                 write_json(path, {"figures": figures, **provenance("benchmarks.cocu_ablations", sys.argv[1:])})
                 logger.info("%s, seed %d: %s", kind, seed, json.dumps(figures, indent=2))
 

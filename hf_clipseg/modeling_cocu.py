@@ -142,7 +142,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
             losses["cross_entropy"] = segmentation_cross_entropy(maps["logits"].clamp_min(SMALLEST_SCORE).log(), labels)
 
         output = CocuOutput(
-            loss=sum(losses.values()) if losses else None,
+            loss=self.weighted_sum(losses) if losses else None,
             hidden_states=grouping.hidden_states,
             losses={name: value.detach() for name, value in losses.items()} or None,
             assignments=grouping.assignments,
@@ -185,7 +185,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         concept_input_ids: torch.Tensor | None,
         concept_ids: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """L_caption and the weighted L_multi of the paper; all texts pass the batch norm together, as in the released code."""
+        """L_caption and L_multi of the paper; all texts pass the batch norm together, as in the released code."""
         if (concept_input_ids is None) != (concept_ids is None):
             raise ValueError("concept_input_ids and concept_ids belong together: pass both, or neither for captions alone.")
         texts = caption_input_ids[:, None]
@@ -196,10 +196,15 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         losses = {"caption": contrastive_loss(image_embeds, text_embeds[:, 0], scale)}
         if concept_input_ids is not None:
             scale = self.limited_scale(self.concept_logit_scale)
-            losses["concepts"] = self.config.multi_label_weight * multi_label_loss(
-                image_embeds, text_embeds[:, 1:], concept_ids, scale, self.config.duplicates_are_negatives
+            duplicates_are_negatives = self.config.duplicates_are_negatives
+            losses["concepts"] = multi_label_loss(
+                image_embeds, text_embeds[:, 1:], concept_ids, scale, duplicates_are_negatives
             )
         return losses
+
+    def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        weights = {"concepts": self.config.multi_label_weight}
+        return sum(weights.get(name, 1.0) * value for name, value in losses.items())
 
     def limited_scale(self, logit_scale: torch.Tensor) -> torch.Tensor:
         """Limited before `exp`, as the gradient of a clamp after an `exp` that overflowed is 0 * inf."""

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -202,6 +203,20 @@ def test_no_concepts_and_double_keys(tmp_path):
 
 
 # -- sources
+
+
+def test_a_row_without_a_caption_is_named(tmp_path):
+    image = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(image, "PNG")
+    rows = {"image": [{"bytes": image.getvalue(), "path": None}] * 2, "caption": ["a sea", None], "key": ["a", "b"]}
+    columns = datasets.Features(
+        {"image": datasets.Image(), "caption": datasets.Value("string"), "key": datasets.Value("string")}
+    )
+    datasets.Dataset.from_dict(rows, features=columns).save_to_disk(tmp_path / "saved")
+    source = open_captions(str(tmp_path / "saved"), "train")
+    assert source[0]["captions"] == ["a sea"]
+    with pytest.raises(ValueError, match="'b' has no caption"):
+        _ = source[1]
 
 
 def test_webdataset_shards(tmp_path):
