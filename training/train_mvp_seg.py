@@ -176,7 +176,8 @@ def run(args: argparse.Namespace) -> MvpSegForSemanticSegmentation:
     settings = TrainingSettings.from_arguments(args)
     source = open_training_data(args)
     split = choose_split(source.class_names, args.unseen)
-    processor = SegmentationProcessor.from_clip(args.model_name_or_path, templates="name")
+    size = {"shortest_edge": args.image_size, "longest_edge": 4 * args.image_size}
+    processor = SegmentationProcessor.from_clip(args.model_name_or_path, templates="name", size=size)
     accelerator = make_accelerator(settings)
     model = build_model(args, processor)
     limit = model.config.clip_config.text_config.max_position_embeddings
