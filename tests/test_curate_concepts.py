@@ -57,8 +57,9 @@ def arguments(photos: Path, clip_folder: str, output: Path, *more: str) -> list[
 
 @pytest.fixture(scope="module")
 def curated(photos, clip_folder, tmp_path_factory) -> Path:
+    """An unbroken run, in a process like those it is compared with: with more threads, sums are rounded differently."""
     output = tmp_path_factory.mktemp("curated") / "run"
-    main(arguments(photos, clip_folder, output))
+    assert run_forked(lambda rank: main(arguments(photos, clip_folder, output))) == [0]
     return output
 
 
