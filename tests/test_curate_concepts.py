@@ -193,7 +193,10 @@ def test_ray_gives_the_same(curated, photos, clip_folder, tmp_path):
         main(arguments(photos, clip_folder, tmp_path / "run", "--engine", "ray", "--ray_workers", "2"))
     finally:
         ray.shutdown()
-    assert sidecars(tmp_path / "run") == sidecars(curated)
+    own, other = sidecars(tmp_path / "run"), sidecars(curated)
+    for key in other:  # Ray's workers have as many threads as they like, so sums may be rounded differently
+        assert own[key].pop("scores") == pytest.approx(other[key].pop("scores"), rel=1e-5)
+    assert own == other
 
 
 def test_a_closed_vocabulary(photos, clip_folder, tmp_path):
