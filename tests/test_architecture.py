@@ -11,6 +11,7 @@ TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "ups
     "crf",
     "distributed",
     "group_segmentation",
+    "multi_view",
     "prototype_rules",
     "vpl_losses",
 }
