@@ -276,8 +276,11 @@ def print_tables(folder: Path) -> None:
         rungs = [key for key, value in results[0].items() if value is None or isinstance(value, float)]
         for rung in rungs:
             print(f"| {rung} | {spread_of([result[rung] for result in results])} |")
-        closed = [100 * (best(r) - r["text"]) / (r["oracle"] - r["text"]) for r in results]
-        print(f"| share of the distance text -> oracle | {spread_of(closed)} % |")
+        distances = [r["oracle"] - r["text"] for r in results]
+        print(f"| distance text -> oracle | {spread_of(distances)} |")
+        if min(distances) > 1:  # a share of next to nothing says nothing
+            closed = [100 * (best(r) - r["text"]) / distance for r, distance in zip(results, distances, strict=True)]
+            print(f"| share of it that is closed | {spread_of(closed)} % |")
         print(f"| gain over text | {spread_of([best(r) - r['text'] for r in results])} |")
         for rule in [rule for rule in results[0]["rules"] if all(rule in r["rules"] for r in results)]:
             row = [spread_of([r["rules"][rule]["seed"] for r in results])]
@@ -287,12 +290,12 @@ def print_tables(folder: Path) -> None:
         for which in ("text", "vision"):
             for distance in ("region_distance", "centroid_distance"):
                 values = [r["gap"][which][distance] for r in results]
-                print(f"| gap, {which}, {distance} | {statistics.mean(values):.3f} ± {statistics.stdev(values):.3f} |")
+                print(f"| gap, {which}, {distance} | {statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}) |")
     print("\n### Segmenters, test mIoU\n")
     for name in SEGMENTERS:
         results = read_results(folder, "segmenter", name)
         columns = [spread_of([r[key] for r in results]) for key in ("pseudo masks, train", "train", "test", "minutes")]
-        print(f"| {name} | {' | '.join(columns)} |")
+        print(f"| {name} | {' | '.join(columns)} | {len(results)} seeds |")
 
 
 def best(result: dict) -> float:
