@@ -1,9 +1,12 @@
 """Running a function in processes of their own that share what this one has imported."""
 
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
+
+TIME_LIMIT = 600  # seconds
 
 
 def free_port() -> int:
@@ -19,6 +22,7 @@ def run_forked(function: Callable[[int], None], count: int = 1) -> list[int]:
         child = os.fork()
         if child == 0:
             status = 1
+            signal.alarm(TIME_LIMIT)  # a process that waits for ever fails the test instead of stopping the suite
             try:
                 single_threaded()
                 function(rank)

@@ -5,10 +5,10 @@ A folder may hold `captions.csv` or `.tsv` (columns image and caption, one row p
 in either. Folders of WebDataset shards, Parquet files and imagefolders go to `datasets`.
 """
 
+import argparse
 import csv
 import hashlib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,36 @@ import datasets
 
 from .data import CaptionSource, ToyscapesCaptions, leave_encoded, load_captions
 
-logger = logging.getLogger(__name__)
-
 CAPTION_FILES = ("captions.csv", "captions.tsv", "captions.json")
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where image-caption pairs come from; curation and training must name the same."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", default="toyscapes", help="'toyscapes', a Hub id, or a folder (%(default)s)")
+    data.add_argument("--dataset_config", help="configuration of a Hub data set")
+    data.add_argument("--train_split", default="train", help="(%(default)s)")
+    data.add_argument("--image_column")
+    data.add_argument("--caption_column")
+    data.add_argument("--max_train_samples", type=int, help="images used; default: all")
+    data.add_argument("--streaming", action="store_true", help="read a Hub data set without downloading all of it")
+    data.add_argument("--omission_rate", type=float, default=0.5, help="Toyscapes: concepts a caption leaves out (%(default)s)")
+    data.add_argument("--closeup_rate", type=float, default=0.0, help="Toyscapes: images that one concept fills (%(default)s)")
+    data.add_argument(
+        "--image_size", type=int, default=128, help="side of Toyscapes images, and of the training cache (%(default)s)"
+    )
+    data.add_argument("--data_seed", type=int, default=0, help="Toyscapes: another seed gives other scenes (%(default)s)")
+
+
+def source_options(args: argparse.Namespace) -> dict:
+    """Arguments for `open_captions`."""
+    options = {
+        "config_name": args.dataset_config, "image_column": args.image_column, "caption_column": args.caption_column,
+        "streaming": args.streaming, "limit": args.max_train_samples, "seed": args.data_seed,
+    }  # fmt: skip
+    if args.dataset_name == "toyscapes":
+        options |= {"size": (args.image_size,) * 2, "omission_rate": args.omission_rate, "closeup_rate": args.closeup_rate}
+    return options
 
 
 def open_captions(dataset_name: str, split: str, **options: Any) -> "CaptionSource | ToyscapesCaptions":

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
+from .caption_sources import add_source_arguments, source_options
 from .concept_search import EXACT, build_index, save_index
 from .curation_stages import (
     CONCEPT_TEMPLATE,
@@ -67,35 +68,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     work.add_argument("--batch_size", type=int, default=64, help="images per forward pass (%(default)s)")
     work.add_argument("--num_workers", type=int, default=0, help="processes that decode images, per process (%(default)s)")
     return parser.parse_args(arguments)
-
-
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where image-caption pairs come from; curation and training must name the same."""
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", default="toyscapes", help="'toyscapes', a Hub id, or a folder (%(default)s)")
-    data.add_argument("--dataset_config", help="configuration of a Hub data set")
-    data.add_argument("--train_split", default="train", help="(%(default)s)")
-    data.add_argument("--image_column")
-    data.add_argument("--caption_column")
-    data.add_argument("--max_train_samples", type=int, help="images used; default: all")
-    data.add_argument("--streaming", action="store_true", help="read a Hub data set without downloading all of it")
-    data.add_argument("--omission_rate", type=float, default=0.5, help="Toyscapes: concepts a caption leaves out (%(default)s)")
-    data.add_argument("--closeup_rate", type=float, default=0.0, help="Toyscapes: images that one concept fills (%(default)s)")
-    data.add_argument(
-        "--image_size", type=int, default=128, help="side of Toyscapes images, and of the training cache (%(default)s)"
-    )
-    data.add_argument("--data_seed", type=int, default=0, help="Toyscapes: another seed gives other scenes (%(default)s)")
-
-
-def source_options(args: argparse.Namespace) -> dict:
-    """Arguments for `open_captions`."""
-    options = {
-        "config_name": args.dataset_config, "image_column": args.image_column, "caption_column": args.caption_column,
-        "streaming": args.streaming, "limit": args.max_train_samples, "seed": args.data_seed,
-    }  # fmt: skip
-    if args.dataset_name == "toyscapes":
-        options |= {"size": (args.image_size,) * 2, "omission_rate": args.omission_rate, "closeup_rate": args.closeup_rate}
-    return options
 
 
 def manifest(settings: CurationSettings, source, args: argparse.Namespace) -> dict:

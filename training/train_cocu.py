@@ -28,10 +28,9 @@ from hf_clipseg.configuration_cocu import BACKGROUND
 from hf_clipseg.metrics import summarise
 
 from .caption_cache import CachedCaptions
-from .caption_sources import SelectedRows, open_captions
+from .caption_sources import SelectedRows, add_source_arguments, open_captions, source_options
 from .concept_table import ConceptTable
 from .concepts import SAMPLING, random_for
-from .curate_concepts import add_source_arguments, source_options
 from .data import load_source
 from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
 from .optim import make_schedule, parameter_groups
