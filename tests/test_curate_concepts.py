@@ -236,7 +236,9 @@ def test_images_that_are_not_there(photos, clip_folder, tmp_path):
 
 def test_a_manifest_can_be_claimed_twice(tmp_path):
     claim_folder(tmp_path, {"sizes": (1, 2)})
-    claim_folder(tmp_path, {"sizes": [1, 2]})
+    claim_folder(tmp_path, {"sizes": [1, 2]})  # a tuple comes back from JSON as a list: the same settings
+    with pytest.raises(ValueError):
+        claim_folder(tmp_path, {"sizes": [1, 3]})
 
 
 def test_random_numbers_depend_on_the_key_alone():
