@@ -87,7 +87,11 @@ class GroupVitBackbone(GroupViTModel):
         return nn.functional.normalize(embeds, dim=-1)
 
     def encode_text(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Sentence embeddings `(prompts, dim)`, L2-normalised, of `input_ids (prompts, length)`, in bounded memory.
+        """Sentence embeddings `(prompts, dim)`, L2-normalised, of `input_ids (prompts, length)`, in bounded memory."""
+        return self.project_texts(self.read_texts(input_ids))
+
+    def read_texts(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """`(prompts, length)` -> what the text encoder makes of them, `(prompts, width)`.
 
         No attention mask is needed: the text encoder is causal and reads at the end-of-text token.
         """
@@ -96,8 +100,11 @@ class GroupVitBackbone(GroupViTModel):
                 "This checkpoint was saved without its text encoder, so class names cannot be encoded. Use the classes "
                 "that are baked into it (leave out class_names), or load the full checkpoint."
             )
-        pooled = [self.text_model(input_ids=chunk).pooler_output for chunk in input_ids.split(TEXT_BATCH)]
-        return nn.functional.normalize(self.text_projection(torch.cat(pooled)), dim=-1)
+        return torch.cat([self.text_model(input_ids=chunk).pooler_output for chunk in input_ids.split(TEXT_BATCH)])
+
+    def project_texts(self, pooled: torch.Tensor) -> torch.Tensor:
+        """`(prompts, width)` -> `(prompts, dim)`, L2-normalised; the batch norm sees all rows together."""
+        return nn.functional.normalize(self.text_projection(pooled), dim=-1)
 
     def text_weights(self) -> list[torch.Tensor]:
         """The tensors that text embeddings depend on, the running statistics of the batch norm among them."""

@@ -90,7 +90,7 @@ class MaskTextLoss(Mask2FormerLoss):
         devices = [mask_logits.device] if mask_logits.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             matching = self.match(mask_logits, class_logits, targets, seed)
-            torch.manual_seed(seed)
+            seed_generators(seed, mask_logits.device)
             losses = self.mask_losses(mask_logits, targets, matching)
         target_classes, query_weights = self.query_targets(class_logits, targets, matching)
         total_weight = mean_over_processes(query_weights.sum()).clamp(min=1e-6)
@@ -121,7 +121,7 @@ class MaskTextLoss(Mask2FormerLoss):
                 nothing = torch.zeros(0, dtype=torch.int64)
                 matching.append((nothing, nothing))
                 continue
-            torch.manual_seed(seed)
+            seed_generators(seed, mask_logits.device)
             matching += self.matcher(mask_logits[index, None], class_logits[index, None], [masks], [classes])
         return matching
 
@@ -208,6 +208,17 @@ def contrastive_loss(
         raise ValueError(f"form must be 'mix', 'separate' or 'all', got {form!r}.")
     others = scores.scatter(2, index, float("-inf")).flatten(2)
     return torch.cat([others, winner[..., None]], dim=-1).logsumexp(dim=-1) - winner
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and that of `device`, and no other.
+
+    `torch.manual_seed` would also queue a call for every accelerator that is not in use yet, with its stack trace: a tenth of a
+    training step on a CPU, and memory that is never freed.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def mean_over_processes(count: torch.Tensor) -> torch.Tensor:

@@ -122,7 +122,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
             labels: `(batch, H, W)` int64 masks, 255 ignored; adds the cross-entropy to `loss`.
             caption_input_ids: `(batch, length)`, one caption per image; adds the contrastive losses to `loss`, and leaves the
                 class maps out (`logits` is None) unless there are class prompts or labels too.
-            concept_input_ids: `(batch, concepts, length)`, padded as the captions.
+            concept_input_ids: `(batch, concepts, length)`; they may be padded to another length than the captions.
             concept_ids: `(batch, concepts)` int64, equal for equal concepts, -1 where a text is no concept.
             output_hidden_states: also return the input of the first stage and the output of every stage.
             return_dict: `False` returns a tuple.
@@ -188,18 +188,17 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         """L_caption and L_multi of the paper; all texts pass the batch norm together, as in the released code."""
         if (concept_input_ids is None) != (concept_ids is None):
             raise ValueError("concept_input_ids and concept_ids belong together: pass both, or neither for captions alone.")
-        texts = caption_input_ids[:, None]
+        pooled = [self.clip.read_texts(caption_input_ids)]
         if concept_input_ids is not None:
-            texts = torch.cat([texts, concept_input_ids], dim=1)
-        text_embeds = self.clip.encode_text(texts.flatten(0, 1)).unflatten(0, texts.shape[:2])
+            pooled.append(self.clip.read_texts(concept_input_ids.flatten(0, 1)))
+        caption_embeds, *concept_embeds = self.clip.project_texts(torch.cat(pooled)).split([len(rows) for rows in pooled])
         scale = self.limited_scale(self.clip.logit_scale)
-        losses = {"caption": contrastive_loss(image_embeds, text_embeds[:, 0], scale)}
+        losses = {"caption": contrastive_loss(image_embeds, caption_embeds, scale)}
         if concept_input_ids is not None:
             scale = self.limited_scale(self.concept_logit_scale)
             duplicates_are_negatives = self.config.duplicates_are_negatives
-            losses["concepts"] = multi_label_loss(
-                image_embeds, text_embeds[:, 1:], concept_ids, scale, duplicates_are_negatives
-            )
+            embeds = concept_embeds[0].unflatten(0, concept_ids.shape)
+            losses["concepts"] = multi_label_loss(image_embeds, embeds, concept_ids, scale, duplicates_are_negatives)
         return losses
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -138,14 +138,16 @@ class Collate:
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = resize(torch.stack([sample["image"] for sample in samples]).float() / 255, self.size)
         images = colour_jitter(images, torch.stack([sample["jitter"] for sample in samples]))
-        texts = [text for sample in samples for text in (sample["caption"], *sample.get("concepts", []))]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
-        tokens = tokens.unflatten(0, (len(samples), -1))
-        batch = {"pixel_values": normalise(images), "caption_input_ids": tokens[:, 0].contiguous()}
-        if tokens.shape[1] > 1:
-            batch["concept_input_ids"] = tokens[:, 1:].contiguous()
+        batch = {"pixel_values": normalise(images), "caption_input_ids": self.tokens([sample["caption"] for sample in samples])}
+        if "concepts" in samples[0]:
+            concepts = self.tokens([text for sample in samples for text in sample["concepts"]])
+            batch["concept_input_ids"] = concepts.unflatten(0, (len(samples), -1))
             batch["concept_ids"] = torch.tensor([sample["concept_ids"] for sample in samples])
         return batch
+
+    def tokens(self, texts: list[str]) -> torch.Tensor:
+        """Concepts are shorter than captions, so each kind is padded by itself."""
+        return self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
 
 
 def build_tokenizer(args: argparse.Namespace, cache: CachedCaptions, table: ConceptTable | None, class_names: Sequence[str]):
