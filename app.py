@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_clipseg import toyscapes
+from hf_clipseg import CocuForSemanticSegmentation, toyscapes
 from hf_clipseg.checkpoints import (
     HUB_TIMEOUT,
     SHIPPED,
@@ -33,10 +33,10 @@ from hf_clipseg.checkpoints import (
     is_cached,
 )
 from hf_clipseg.clip_backbone import KEEPS_RESIDUAL
-from hf_clipseg.comparison import area_table, share_classes
+from hf_clipseg.comparison import Comparison, Grouping, area_table, share_classes
+from hf_clipseg.group_maps import segment_groups
 from hf_clipseg.image_io import load_image
 from hf_clipseg.inference import segment
-from hf_clipseg.overlay import overlay
 from hf_clipseg.text_bank import parse_class_names
 
 HUB_CLIP = "openai/clip-vit-base-patch16"
@@ -107,30 +107,7 @@ class Options:
     attention: str | None
     window: int | None
     refinement: str | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was computed for one picture, kept per visitor so that opacity can change without a model."""
-
-    picture: Image.Image
-    class_names: list[str]
-    titles: list[str]
-    label_maps: list[np.ndarray]
-    seconds: list[float]
-
-    def overlays(self, opacity: float) -> list[tuple[Image.Image, str]]:
-        captions = [f"{title} · {seconds:.2f} s" for title, seconds in zip(self.titles, self.seconds, strict=True)]
-        maps = zip(self.label_maps, captions, strict=True)
-        return [(overlay(self.picture, label_map, self.class_names, opacity), caption) for label_map, caption in maps]
-
-    def numbers(self) -> dict:
-        rows = area_table(self.label_maps, self.class_names)
-        results = [
-            {"checkpoint": title, "seconds": round(seconds, 3), "areas": {name: shares[i] for name, _, shares in rows}}
-            for i, (title, seconds) in enumerate(zip(self.titles, self.seconds, strict=True))
-        ]
-        return {"height": self.picture.height, "width": self.picture.width, "results": results}
+    show_groups: bool = False
 
 
 class Demo:
@@ -140,13 +117,14 @@ class Demo:
         self.checkpoints = {checkpoint.name: checkpoint for checkpoint in checkpoints}
         self.cache = CheckpointCache(device="cuda" if torch.cuda.is_available() else "cpu")
 
-    def segment(self, image, class_names, checkpoints, opacity, attention, window, refinement):
+    def segment(self, image, class_names, checkpoints, opacity, attention, window, refinement, show_groups):
         """Segments an image by class names, once per checkpoint.
 
         Returns the overlays with their captions, the legend as HTML, and the numbers: seconds and per-class areas.
         """
         with errors_for_people():
-            options = Options(None if attention == NO_OVERRIDE else attention, window or None, refinement or None)
+            attention = None if attention == NO_OVERRIDE else attention
+            options = Options(attention, window or None, refinement or None, show_groups)
             comparison = self.compare(image, class_names, checkpoints, options)
             return comparison.overlays(opacity), legend_html(comparison), comparison.numbers(), comparison
 
@@ -162,7 +140,8 @@ class Demo:
         class_lists = [[synonyms[0] for synonyms in classes_for(checkpoint, typed)] for checkpoint in chosen]
         shared_names, label_maps = share_classes(class_lists, [label_map for label_map, _ in runs])
         titles = [checkpoint.title for checkpoint in chosen]
-        return Comparison(picture, shared_names, titles, label_maps, [seconds for _, seconds in runs])
+        groupings = [g for checkpoint in chosen if (g := self.group(checkpoint, picture, typed))] if options.show_groups else []
+        return Comparison(picture, shared_names, titles, label_maps, [seconds for _, seconds in runs], groupings)
 
     def run(self, checkpoint: Checkpoint, picture: Image.Image, typed, options: Options) -> tuple[np.ndarray, float]:
         """Label map `(H, W)` of the picture, and the seconds it took once the checkpoint was loaded."""
@@ -182,6 +161,16 @@ class Demo:
                 refinement=options.refinement,
             )
         return label_map, time.perf_counter() - start
+
+    def group(self, checkpoint: Checkpoint, picture: Image.Image, typed) -> Grouping | None:
+        """What a method with groups has put together; None for the others."""
+        loaded = self.cache.get(checkpoint.source)
+        classes = classes_for(checkpoint, typed)
+        with loaded.running() as model:
+            if not isinstance(model, CocuForSemanticSegmentation):
+                return None
+            baked = classes == checkpoint.class_names
+            return Grouping(checkpoint.title, *segment_groups(model, loaded.processor, picture, None if baked else classes))
 
     def redraw(self, comparison: Comparison | None, opacity: float):
         return gr.skip() if comparison is None else comparison.overlays(opacity)
@@ -311,8 +300,9 @@ def input_column(demo: Demo):
         attention = gr.Dropdown([NO_OVERRIDE, *KEEPS_RESIDUAL], label="Attention of the last block", value=NO_OVERRIDE)
         window = gr.Dropdown(WINDOWS, label="Sliding window", value=0)
         refinement = gr.Radio(REFINEMENTS, label="Refinement", value="")
+        show_groups = gr.Checkbox(label="Show groups", info="CoCu, GroupViT: which regions belong together", elem_id="groups")
     choice_note = gr.Markdown(note, elem_classes="quiet")
-    return [image, class_names, checkpoints, attention, window, refinement], choice_note, button
+    return [image, class_names, checkpoints, attention, window, refinement, show_groups], choice_note, button
 
 
 def output_column():

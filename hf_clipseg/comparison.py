@@ -1,11 +1,48 @@
 """Label maps of one picture from several methods on one list of classes, so that colours and areas can be compared."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
-from .overlay import class_areas
+from .overlay import class_areas, overlay
 from .palette import class_colors
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Regions that a model with groups has put together: `label_map` (H, W) of group numbers, and a name for each."""
+
+    title: str
+    label_map: np.ndarray
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was computed for one picture, kept per visitor so that opacity can change without a model."""
+
+    picture: Image.Image
+    class_names: list[str]
+    titles: list[str]
+    label_maps: list[np.ndarray]
+    seconds: list[float]
+    groupings: list[Grouping]
+
+    def overlays(self, opacity: float) -> list[tuple[Image.Image, str]]:
+        captions = [f"{title} · {seconds:.2f} s" for title, seconds in zip(self.titles, self.seconds, strict=True)]
+        drawn = [(label_map, self.class_names, caption) for label_map, caption in zip(self.label_maps, captions, strict=True)]
+        drawn += [(grouping.label_map, grouping.names, f"{grouping.title} · groups") for grouping in self.groupings]
+        return [(overlay(self.picture, label_map, names, opacity), caption) for label_map, names, caption in drawn]
+
+    def numbers(self) -> dict:
+        rows = area_table(self.label_maps, self.class_names)
+        results = [
+            {"checkpoint": title, "seconds": round(seconds, 3), "areas": {name: shares[i] for name, _, shares in rows}}
+            for i, (title, seconds) in enumerate(zip(self.titles, self.seconds, strict=True))
+        ]
+        return {"height": self.picture.height, "width": self.picture.width, "results": results}
 
 
 def share_classes(class_lists: Sequence[Sequence[str]], label_maps: Sequence[np.ndarray]) -> tuple[list[str], list[np.ndarray]]:

@@ -1,7 +1,10 @@
-"""Checkpoint folders for tests of the demo: an open one, a closed one, and one whose weights are missing."""
+"""Checkpoint folders for tests of the demo: an open one, a closed one, one with groups, one whose weights are missing."""
 
 from pathlib import Path
 
+from hf_clipseg import CocuConfig, CocuForSemanticSegmentation
+
+from .tiny_groupvit import tiny_groupvit_config
 from .tiny_segmenter import tiny_segmenter
 
 OPEN_CLASSES = [["sky"], ["sea"], ["boat", "ship"]]
@@ -10,7 +13,7 @@ CARD = "---\nlicense: apache-2.0\n---\n# {title}\n\nDense CLIP,\nat rest.\n\n## 
 
 
 def save_demo_checkpoints(folder: Path) -> Path:
-    """`folder/open`, `folder/closed` and `folder/without-weights`."""
+    """`folder/open`, `folder/closed`, `folder/grouped` and `folder/without-weights`."""
     model, processor = tiny_segmenter()
     save(model, processor, folder / "without-weights", "Without weights")
     (folder / "without-weights" / "model.safetensors").unlink()
@@ -19,6 +22,9 @@ def save_demo_checkpoints(folder: Path) -> Path:
     model.set_classes(CLOSED_CLASSES, processor)
     model.drop_text_encoder()
     save(model, processor, folder / "closed", "Closed list")
+    groupvit = CocuForSemanticSegmentation(CocuConfig(clip_config=tiny_groupvit_config(len(processor.tokenizer)), top_classes=2))
+    groupvit.set_classes(OPEN_CLASSES, processor)
+    save(groupvit, processor, folder / "grouped", "With groups")
     return folder
 
 

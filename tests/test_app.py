@@ -6,6 +6,7 @@ import socket
 import gradio as gr
 import numpy as np
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -50,7 +51,7 @@ def demo(folder):
 
 def ask(client, image, class_names="sky, sea, boat", checkpoints=("open",), **options):
     """Overlays `[(path, caption)]`, legend and numbers."""
-    options = {"opacity": 0.5, "attention": demo_app.NO_OVERRIDE, "window": 0, "refinement": "", **options}
+    options = {"opacity": 0.5, "attention": demo_app.NO_OVERRIDE, "window": 0, "refinement": "", "show_groups": False, **options}
     image = None if image is None else handle_file(str(image))
     gallery, legend, numbers = client.predict(
         image=image, class_names=class_names, checkpoints=list(checkpoints), **options, api_name="/segment"
@@ -188,6 +189,21 @@ def test_opacity_needs_no_model(demo, picture):
         ((drawn, _),) = demo.redraw(comparison, opacity)
         assert drawn == overlay(load_image(picture), comparison.label_maps[0], CLASSES, opacity)
     assert demo.redraw(None, 0.3) == gr.skip()
+
+
+def test_groups_are_shown_where_there_are_any(demo, folder, picture):
+    """One more picture for the GroupViT, none for the other; every pixel lies in the group with the largest share there."""
+    options = demo_app.Options(None, None, None, show_groups=True)
+    comparison = demo.compare(str(picture), "sky, sea, boat", ["open", "grouped"], options)
+    (grouping,) = comparison.groupings
+    assert [caption.split(" · ")[1] for _, caption in comparison.overlays(0.5)][2:] == ["groups"] and len(comparison.titles) == 2
+    loaded = load_checkpoint(folder / "grouped")
+    inputs = loaded.processor(images=[load_image(picture)], class_names=CLASSES, return_tensors="pt")
+    outputs = loaded.model(**inputs)
+    shares = torch.nn.functional.interpolate(outputs.assignments, size=grouping.label_map.shape, mode="bilinear")[0]
+    assert np.array_equal(grouping.label_map, shares.argmax(dim=0).numpy())
+    best = [CLASSES[index] for index in outputs.group_scores[0].argmax(dim=0)]
+    assert grouping.names == [f"{number}: {name}" for number, name in enumerate(best, start=1)]
 
 
 def test_class_box_follows_the_checkpoint(demo):
