@@ -24,6 +24,9 @@ class SupervisedClipConfig(DenseClipConfig):
         finest_scale (`int`, *optional*, defaults to 4):
             Size of the finest pyramid level, hence of the logits, as a multiple of the patch grid: 1, 2 or 4. Each further
             level is half as large. 4 gives a quarter of the image size with patches of 16.
+        timm_backbone (`str`, *optional*):
+            A convolutional network of timm in place of CLIP's vision transformer and its pyramid, such as
+            `resnet50_clip.openai`; `feature_layers` and `finest_scale` then mean nothing. Needs timm.
         pixel_decoder_layers (`int`, *optional*, defaults to 6):
             Layers of multi-scale deformable attention.
         pixel_decoder_feedforward_dim (`int`, *optional*, defaults to 1024):
@@ -42,6 +45,7 @@ class SupervisedClipConfig(DenseClipConfig):
     num_attention_heads: int = 8
     feature_layers: list[int] | tuple[int, ...] | None = None
     finest_scale: int = 4
+    timm_backbone: str | None = None
     pixel_decoder_layers: int = 6
     pixel_decoder_feedforward_dim: int = 1024
     num_prompts: int = 3

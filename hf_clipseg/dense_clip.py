@@ -61,8 +61,12 @@ class DenseClipPreTrainedModel(PreTrainedModel):
         clip_model = CLIPModel.from_pretrained(pretrained_model_name_or_path, **(clip_kwargs or {}))
         config = cls.config_class(clip_config=clip_model.config.to_dict(), **config_fields)
         model = cls(config).to(clip_model.dtype)
-        model.clip.load_state_dict(clip_model.state_dict())
+        model.load_clip(clip_model)
         return model.eval()
+
+    def load_clip(self, clip_model: CLIPModel) -> None:
+        """Take over the weights of a CLIP of the same configuration."""
+        self.clip.load_state_dict(clip_model.state_dict())
 
     @torch.no_grad()
     def set_classes(self, class_names: Sequence[ClassName], processor) -> None:

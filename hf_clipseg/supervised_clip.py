@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
-from transformers import Mask2FormerConfig
+from transformers import CLIPModel, Mask2FormerConfig
 from transformers import initialization as init
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerMaskedAttentionDecoderLayer,
@@ -26,6 +26,7 @@ from .dense_clip import DenseClipPreTrainedModel
 from .feature_pyramid import FeaturePyramid
 from .prompt_learner import INITIAL_STANDARD_DEVIATION, PromptLearner
 from .text_bank import ClassName, normalise_class_names
+from .timm_pyramid import TimmPyramid
 
 INITIALISED_BY_MASK2FORMER = (
     Mask2FormerPixelDecoder,
@@ -72,9 +73,14 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
 
     def build_supervised(self, config: SupervisedClipConfig) -> None:
         self.build_clip(config)
-        width = config.clip_config.vision_config.hidden_size
-        self.pyramid = FeaturePyramid(width, config.finest_scale, PYRAMID_LEVELS)
-        self.pixel_decoder = Mask2FormerPixelDecoder(pixel_decoder_config(config), [width] * PYRAMID_LEVELS)
+        if config.timm_backbone is None:
+            width = config.clip_config.vision_config.hidden_size
+            self.pyramid, channels = FeaturePyramid(width, config.finest_scale, PYRAMID_LEVELS), [width] * PYRAMID_LEVELS
+        else:
+            self.pyramid = TimmPyramid(config.timm_backbone)
+            self.clip.vision_model = self.clip.visual_projection = None
+            channels = self.pyramid.channels
+        self.pixel_decoder = Mask2FormerPixelDecoder(pixel_decoder_config(config), channels)
         self.prompts = None
         if config.num_prompts and config.has_text_encoder:
             text_width = config.clip_config.text_config.hidden_size
@@ -97,14 +103,20 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
 
     def train(self, mode: bool = True):
         """Freezes what is not learned: the text encoder, and the parts of CLIP that its pyramid does not read."""
-        unread = (
-            self.clip.text_model, self.clip.text_projection, self.clip.visual_projection, self.clip.vision_model.post_layernorm,
-        )  # fmt: skip
-        for module in unread:
+        vision_model = self.clip.vision_model
+        unread = [self.clip.text_model, self.clip.text_projection, self.clip.visual_projection]
+        for module in [*unread, None if vision_model is None else vision_model.post_layernorm]:
             if module is not None:
                 module.requires_grad_(False)
         self.clip.logit_scale.requires_grad_(False)
         return super().train(mode)
+
+    def load_clip(self, clip_model: CLIPModel) -> None:
+        """With a backbone of timm, CLIP's vision encoder is left out, and timm's own weights are fetched."""
+        if self.config.timm_backbone is None:
+            return super().load_clip(clip_model)
+        self.clip.load_state_dict(clip_model.state_dict(), strict=False)
+        self.pyramid.load_pretrained()
 
     # -- classes
 
@@ -196,7 +208,7 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
     # -- pixels
 
     def encode_blocks(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """The blocks that the pyramid reads, each once, as maps.
+        """The blocks that the pyramid reads, each once, as maps; not with `timm_backbone`.
 
         Returns:
             `(batch, blocks, h, w, width)`, in ascending order; and all hidden states of CLIP.
@@ -221,13 +233,18 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         """
         if (pixel_values is None) == (block_maps is None):
             raise ValueError("Pass pixel_values or block_maps, and not both.")
+        if self.config.timm_backbone is not None and block_maps is not None:
+            raise ValueError("block_maps are a vision transformer's; a model with timm_backbone needs pixel_values.")
         hidden_states = None
-        if block_maps is None:
-            block_maps, hidden_states = self.encode_blocks(pixel_values)
-        blocks = sorted(set(self.config.feature_layers))
-        levels = self.pyramid([block_maps[:, blocks.index(block)] for block in self.config.feature_layers])
+        if self.config.timm_backbone is not None:
+            levels = self.pyramid(pixel_values)
+        else:
+            if block_maps is None:
+                block_maps, hidden_states = self.encode_blocks(pixel_values)
+            blocks = sorted(set(self.config.feature_layers))
+            levels = self.pyramid([block_maps[:, blocks.index(block)] for block in self.config.feature_layers])
         # Sampling positions need more than the 8 bits of bf16, so this part ignores autocast, as in the original.
-        with torch.autocast(block_maps.device.type, enabled=False):
+        with torch.autocast(levels[0].device.type, enabled=False):
             decoded = self.pixel_decoder([level.to(self.pixel_decoder.level_embed.dtype) for level in levels])
         return decoded, hidden_states
 

@@ -22,7 +22,9 @@ def save_demo_checkpoints(folder: Path) -> Path:
     model.set_classes(CLOSED_CLASSES, processor)
     model.drop_text_encoder()
     save(model, processor, folder / "closed", "Closed list")
-    groupvit = CocuForSemanticSegmentation(CocuConfig(clip_config=tiny_groupvit_config(len(processor.tokenizer)), top_classes=2))
+    groupvit = CocuForSemanticSegmentation(
+        CocuConfig(clip_config=tiny_groupvit_config(len(processor.tokenizer)), top_classes=2)
+    )
     groupvit.set_classes(OPEN_CLASSES, processor)
     save(groupvit, processor, folder / "grouped", "With groups")
     return folder

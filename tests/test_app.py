@@ -51,7 +51,14 @@ def demo(folder):
 
 def ask(client, image, class_names="sky, sea, boat", checkpoints=("open",), **options):
     """Overlays `[(path, caption)]`, legend and numbers."""
-    options = {"opacity": 0.5, "attention": demo_app.NO_OVERRIDE, "window": 0, "refinement": "", "show_groups": False, **options}
+    options = {
+        "opacity": 0.5,
+        "attention": demo_app.NO_OVERRIDE,
+        "window": 0,
+        "refinement": "",
+        "show_groups": False,
+        **options,
+    }
     image = None if image is None else handle_file(str(image))
     gallery, legend, numbers = client.predict(
         image=image, class_names=class_names, checkpoints=list(checkpoints), **options, api_name="/segment"
@@ -196,7 +203,9 @@ def test_groups_are_shown_where_there_are_any(demo, folder, picture):
     options = demo_app.Options(None, None, None, show_groups=True)
     comparison = demo.compare(str(picture), "sky, sea, boat", ["open", "grouped"], options)
     (grouping,) = comparison.groupings
-    assert [caption.split(" · ")[1] for _, caption in comparison.overlays(0.5)][2:] == ["groups"] and len(comparison.titles) == 2
+    assert [caption.split(" · ")[1] for _, caption in comparison.overlays(0.5)][2:] == ["groups"] and len(
+        comparison.titles
+    ) == 2
     loaded = load_checkpoint(folder / "grouped")
     inputs = loaded.processor(images=[load_image(picture)], class_names=CLASSES, return_tensors="pt")
     outputs = loaded.model(**inputs)

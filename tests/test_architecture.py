@@ -16,7 +16,9 @@ TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "ups
     "vpl_losses",
 }
 BLOCKS = {"clip_backbone", "text_bank", "prompt_learner", "localization", "prototypes", "pseudo_labels", "vpl_decoder"} | {
-    "groupvit_backbone"
+    "groupvit_backbone",
+    "feature_pyramid",
+    "timm_pyramid",
 }
 
 

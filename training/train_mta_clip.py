@@ -139,6 +139,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--method", choices=sorted(METHODS), default="mta_clip", help="or the pixel-text baseline")
     model.add_argument("--model_name_or_path", default="model_cards/clip-toyscapes", help="any CLIP checkpoint (%(default)s)")
     model.add_argument(
+        "--timm_backbone", help="network of timm in place of CLIP's vision transformer, such as resnet50_clip.openai"
+    )
+    model.add_argument(
         "--initial_checkpoint", help="start from the pyramid and pixel decoder of a trained checkpoint, of either method"
     )
     model.add_argument("--num_prompts", type=int, help="default: 3, and 1 for the baseline; 0: no text (ablation)")
@@ -184,7 +187,7 @@ def choose_class_names(args: argparse.Namespace, source) -> list[list[str]]:
 
 
 def build_model(args: argparse.Namespace, processor: SegmentationProcessor, class_names: list[list[str]]):
-    fields = {name: getattr(args, name) for name in MODEL_FIELDS[args.method]}
+    fields = {name: getattr(args, name) for name in (*MODEL_FIELDS[args.method], "timm_backbone")}
     model = METHODS[args.method].from_clip(args.model_name_or_path, **fields)
     model.set_classes(class_names, processor)
     if args.initial_checkpoint:
@@ -194,6 +197,10 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor, clas
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if args.backbone_factor == 0:
+        if args.timm_backbone:
+            raise ValueError(
+                "A network of timm is trained, not frozen: --backbone_factor must be above 0 with --timm_backbone."
+            )
         model.clip.requires_grad_(False)
     return model.train()  # freezes what is never learned, so before the optimiser is made
 
@@ -242,6 +249,8 @@ def learning_rate_factors(args: argparse.Namespace, num_blocks: int) -> dict[str
     """CLIP learns more slowly than what is new, and its first blocks more slowly than its last."""
     if args.backbone_factor == 0:
         return {}
+    if args.timm_backbone:
+        return {"pyramid": args.backbone_factor}
     factors = {"clip": args.backbone_factor * args.layer_decay**num_blocks}  # embeddings lie below the first block
     for block in range(num_blocks):
         depth = args.layer_decay ** (num_blocks - 1 - block)
@@ -292,7 +301,8 @@ def validation(args: argparse.Namespace, accelerator, processor, num_classes: in
 def use_eager_attention(model) -> None:
     """On a CPU, the backward pass of eager attention is quicker than that of fused attention."""
     for part in (model.clip.vision_model, model.clip.text_model):
-        part.set_attn_implementation("eager")
+        if part is not None:
+            part.set_attn_implementation("eager")
     model.set_attn_implementation({"": "eager"})
 
 
@@ -312,7 +322,7 @@ def run(args: argparse.Namespace):
     model.to(accelerator.device)
     with accelerator.main_process_first():
         dataset = make_dataset(args, source, model, processor)
-    factors = learning_rate_factors(args, len(model.clip.blocks))
+    factors = learning_rate_factors(args, model.config.clip_config.vision_config.num_hidden_layers)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay, factors, UNDECAYED))
     scheduler = make_schedule(optimizer, "poly", min(args.warmup_steps, args.max_train_steps), args.max_train_steps)
     model = train(
