@@ -5,6 +5,7 @@ from transformers import GroupViTConfig
 from .configuration_dense_clip import DenseClipConfig
 
 ASSIGNMENTS = ("hard", "soft")
+POOLINGS = ("before_projection", "after_projection")
 BACKGROUND = "background"
 
 
@@ -24,6 +25,10 @@ class CocuConfig(DenseClipConfig):
             c has the id c + 1, as in VOC. Published: VOC and COCO 0.95, Context 0.35. `None`: no background class.
         output_stride (`int`, *optional*, defaults to 4):
             Pixels per cell of the logits: assignments are interpolated to that grid before they are made hard. Published: 1.
+        pooling (`str`, *optional*, defaults to `"before_projection"`):
+            Where the groups of an image become one embedding: as mean token before the projection (GroupViT), or as mean
+            embedding `after_projection` (ours). The second makes the loss of an image a loss of its groups, so that they align
+            with texts after a small share of the training; it is for models trained here, not for GroupViT checkpoints.
         multi_label_weight (`float`, *optional*, defaults to 1.0): Weight of the contrast with concepts.
         max_logit_scale (`float`, *optional*, defaults to 100.0):
             Both temperatures are at least one over this. Without it training diverges sooner or later.
@@ -45,6 +50,7 @@ class CocuConfig(DenseClipConfig):
     top_classes: int | None = 5
     background_threshold: float | None = None
     output_stride: int = 4
+    pooling: str = "before_projection"
     multi_label_weight: float = 1.0
     max_logit_scale: float = 100.0
     duplicates_are_negatives: bool = False
@@ -58,6 +64,8 @@ class CocuConfig(DenseClipConfig):
         super().check()
         if self.assignment not in ASSIGNMENTS:
             raise ValueError(f"assignment must be one of {ASSIGNMENTS}, got {self.assignment!r}.")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}, got {self.pooling!r}.")
         if self.top_classes is not None and self.top_classes < 1:
             raise ValueError(f"top_classes must be at least 1, or None for no limit, got {self.top_classes}.")
         if self.background_threshold is not None and not 0 < self.background_threshold <= 1:

@@ -13,7 +13,11 @@ import torch
 from torch import nn
 from transformers import GroupViTConfig
 from transformers import initialization as init
-from transformers.models.groupvit.modeling_groupvit import GroupViTModel, GroupViTStage, GroupViTVisionEmbeddings
+from transformers.models.groupvit.modeling_groupvit import (
+    GroupViTModel,
+    GroupViTStage,
+    GroupViTVisionEmbeddings,
+)
 
 from .clip_backbone import TEXT_BATCH, fit_to_patches
 from .distributed import SyncedBatchNorm1d
@@ -76,15 +80,18 @@ class GroupVitBackbone(GroupViTModel):
         tokens = self.vision_model.layernorm(encoded.last_hidden_state)
         return Grouping(tokens, combine_stages(encoded.attentions).unflatten(2, grid), encoded.hidden_states)
 
-    def embed_images(self, group_tokens: torch.Tensor) -> torch.Tensor:
-        """`(batch, groups, width)` -> image embeddings `(batch, dim)`, L2-normalised: the mean token, projected."""
-        return nn.functional.normalize(self.visual_projection(group_tokens.mean(dim=1)), dim=-1)
+    def embed_images(self, group_tokens: torch.Tensor, pooling: str = "before_projection") -> torch.Tensor:
+        """`(batch, groups, width)` -> image embeddings `(batch, dim)`, L2-normalised; `pooling` as in `CocuConfig`."""
+        if pooling == "before_projection":
+            return nn.functional.normalize(self.visual_projection(group_tokens.mean(dim=1)), dim=-1)
+        return nn.functional.normalize(self.project_groups(group_tokens).mean(dim=1), dim=-1)
 
     def embed_groups(self, group_tokens: torch.Tensor) -> torch.Tensor:
         """`(batch, groups, width)` -> group embeddings `(batch, groups, dim)`, L2-normalised."""
-        batch, groups, _ = group_tokens.shape
-        embeds = self.visual_projection(group_tokens.flatten(0, 1)).unflatten(0, (batch, groups))
-        return nn.functional.normalize(embeds, dim=-1)
+        return nn.functional.normalize(self.project_groups(group_tokens), dim=-1)
+
+    def project_groups(self, group_tokens: torch.Tensor) -> torch.Tensor:
+        return self.visual_projection(group_tokens.flatten(0, 1)).unflatten(0, group_tokens.shape[:2])
 
     def encode_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Sentence embeddings `(prompts, dim)`, L2-normalised, of `input_ids (prompts, length)`, in bounded memory."""

@@ -132,7 +132,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         """
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         grouping = self.clip.group(pixel_values, wants_states)
-        image_embeds = self.clip.embed_images(grouping.tokens)
+        image_embeds = self.clip.embed_images(grouping.tokens, self.config.pooling)
         losses, maps = {}, {}
         if caption_input_ids is not None:
             losses |= self.caption_losses(image_embeds, caption_input_ids, concept_input_ids, concept_ids)

@@ -95,6 +95,17 @@ class TestCocu(ModelingContract):
             assert 0.01 < tensor.std() < 0.03 and (tensor[0, 0] - tensor[0, 1]).abs().max() > 1e-3
 
     @torch.no_grad()
+    def test_pooling_after_projection_is_the_mean_of_groups(self, groupvit_folder):
+        """So the contrast of an image with a text is the mean of its groups'."""
+        model = self.build(groupvit_folder, pooling="after_projection")
+        tokens = torch.randn(2, 4, model.config.clip_config.vision_config.hidden_size)
+        projected = torch.stack([model.clip.visual_projection(group) for group in tokens.unbind(1)])
+        expected = nn.functional.normalize(projected.mean(0), dim=-1)
+        torch.testing.assert_close(model.clip.embed_images(tokens, "after_projection"), expected)
+        with pytest.raises(ValueError, match="pooling must be one of"):
+            CocuConfig(pooling="mean")
+
+    @torch.no_grad()
     def test_text_padding_and_later_words_change_nothing(self, model, processor):
         short = processor.tokenizer("a boat", return_tensors="pt")["input_ids"]
         padded = processor.tokenizer("a boat", padding="max_length", max_length=12, return_tensors="pt")["input_ids"]

@@ -3,10 +3,12 @@
 Paper: Xing et al., NeurIPS 2023, arXiv 2309.13505, on Xu et al., CVPR 2022, arXiv 2202.11094. Texts of an image: its caption
 and M = 3 concepts, each in a random template, padded with the caption; the losses are in `hf_clipseg.contrastive`.
 Commands:  python -m training.curate_concepts --output_dir runs/concepts
-           python -m training.train_cocu --concepts runs/concepts --output_dir runs/cocu
-           python -m training.train_cocu --concepts runs/concepts --sampling none --output_dir runs/groupvit
+           START="--start_from_clip model_cards/clip-toyscapes"
+           python -m training.train_cocu --concepts runs/concepts $START --output_dir runs/cocu
+           python -m training.train_cocu --concepts runs/concepts $START --sampling none --output_dir runs/groupvit
 Published: --model_config full --image_size 224 --learning_rate 1.6e-3 --train_batch_size 4096 (over all processes), 30 epochs.
-Deviation: templates are those of CLIP pre-training here (`train_clip.NOUN_TEMPLATES`), not ImageNet's 80.
+Deviations: templates are those of CLIP pre-training here (`train_clip.NOUN_TEMPLATES`), not ImageNet's 80; groups are projected
+before they are averaged (`--pooling`); and encoders can start from a CLIP, without which grouping takes many times longer.
 """
 
 import argparse
@@ -21,14 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoTokenizer, GroupViTConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPModel, GroupViTConfig, PreTrainedTokenizerFast
 
 from hf_clipseg import CocuConfig, CocuForSemanticSegmentation, SegmentationImageProcessor, SegmentationProcessor
-from hf_clipseg.configuration_cocu import BACKGROUND
+from hf_clipseg.configuration_cocu import BACKGROUND, POOLINGS
 from hf_clipseg.metrics import summarise
 
 from .caption_cache import CachedCaptions
 from .caption_sources import SelectedRows, add_source_arguments, open_captions, source_options
+from .clip_start import start_from_clip
 from .concept_table import ConceptTable
 from .concepts import SAMPLING, random_for
 from .data import load_source
@@ -40,16 +43,21 @@ from .train_clip import NOUN_TEMPLATES, colour_jitter, normalise, resize
 
 logger = logging.getLogger(__name__)
 
+STARTING_IMAGES = 32  # that tell start_from_clip what CLIP's activations look like
+
 # The published model is `{}`: transformers' defaults.
 MODEL_CONFIGS: dict[str, dict] = {
     "full": {},
-    "small": {
+    "small": {  # of the sizes of model_cards/clip-toyscapes; one stage of groups, because images are 8 x 8 patches
         "vision_config": {
-            "hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "depths": [3, 2, 1], "num_hidden_layers": 6,
-            "num_group_tokens": [32, 12, 0], "num_output_groups": [32, 12, 12], "image_size": 64, "patch_size": 8,
+            "hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "depths": [3, 0], "num_hidden_layers": 3,
+            "num_group_tokens": [12, 0], "num_output_groups": [12, 12], "image_size": 64, "patch_size": 8,
         },
-        "text_config": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 2},
-        "projection_dim": 128, "projection_intermediate_dim": 512,
+        "text_config": {
+            "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "hidden_act": "gelu",
+        },
+        "projection_dim": 128, "projection_intermediate_dim": 256,
     },
 }  # fmt: skip
 
@@ -68,9 +76,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     concepts.add_argument("--temperature", type=float, default=0.1, help="of the draw within a cluster (%(default)s)")
     model = parser.add_argument_group("model")
     model.add_argument("--model_name_or_path", help="continue from this CoCu checkpoint instead of starting anew")
+    model.add_argument(
+        "--start_from_clip", metavar="CLIP", help="copy encoders and tokenizer of this CLIP, whose sizes --model_config has"
+    )
     model.add_argument("--model_config", default="small", help="'small', 'full' (published) or a GroupViTConfig JSON file")
     model.add_argument("--tokenizer_name", help="default: the checkpoint's, or a word tokenizer built from the captions")
     model.add_argument("--max_text_length", type=int, default=32, help="tokens per caption of a tokenizer built here")
+    model.add_argument("--pooling", choices=POOLINGS, default="after_projection", help="see CocuConfig (%(default)s)")
     model.add_argument("--top_classes", type=int, default=8, help="classes that one image may show (%(default)s)")
     model.add_argument("--background_threshold", type=float, help="predict background below this; default: no background class")
     model.add_argument("--duplicates_are_negatives", action="store_true", help="contrast equal concepts, as the released code")
@@ -152,8 +164,9 @@ class Collate:
 
 def build_tokenizer(args: argparse.Namespace, cache: CachedCaptions, table: ConceptTable | None, class_names: Sequence[str]):
     """The tokenizer that was named, that of the checkpoint, or a new one that knows captions, prompts and class names."""
-    if args.tokenizer_name or args.model_name_or_path:
-        return AutoTokenizer.from_pretrained(args.tokenizer_name or args.model_name_or_path)
+    named = args.tokenizer_name or args.model_name_or_path or args.start_from_clip
+    if named:
+        return AutoTokenizer.from_pretrained(named)
     texts = [caption for captions in cache.captions for caption in captions]
     names = [*(table.names() if table else []), *class_names]
     return build_word_tokenizer([*texts, *names, *NOUN_TEMPLATES], max_length=args.max_text_length)
@@ -177,6 +190,7 @@ def build_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) ->
             clip_config=GroupViTConfig(**config | {"text_config": text_config}),
             top_classes=args.top_classes,
             background_threshold=args.background_threshold,
+            pooling=args.pooling,
             duplicates_are_negatives=args.duplicates_are_negatives,
         )
     )
@@ -237,6 +251,9 @@ def run(args: argparse.Namespace) -> CocuForSemanticSegmentation:
 
     tokenizer = build_tokenizer(args, cache, table, evaluation.class_names if evaluation else ())
     model = build_model(args, tokenizer)
+    if args.start_from_clip:
+        images = torch.from_numpy(cache.images[:STARTING_IMAGES]).permute(0, 3, 1, 2) / 255
+        start_from_clip(model, CLIPModel.from_pretrained(args.start_from_clip), normalise(images))
     processor = build_processor(model, tokenizer)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
