@@ -88,17 +88,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model.add_argument("--duplicates_are_negatives", action="store_true", help="contrast equal concepts, as the released code")
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--crop_size", type=int, help="side that images are resized to; default: the model's image size")
-    optimisation.add_argument("--learning_rate", type=float, default=1e-3)
+    optimisation.add_argument("--learning_rate", type=float, default=5e-4)
     optimisation.add_argument("--weight_decay", type=float, default=0.05)
-    optimisation.add_argument("--warmup_steps", type=int, default=200)
+    optimisation.add_argument("--warmup_steps", type=int, default=100)
     optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     evaluation = parser.add_argument_group("evaluation (never used for a choice)")
     evaluation.add_argument("--eval_dataset", default="toyscapes", help="images with masks; 'none' to do without (%(default)s)")
     evaluation.add_argument("--eval_split", default="validation")
     evaluation.add_argument("--eval_samples", type=int, default=200)
-    evaluation.add_argument("--eval_steps", type=int, default=500)
+    evaluation.add_argument("--eval_steps", type=int, default=250)
     add_training_arguments(
-        parser, max_train_steps=4000, train_batch_size=128, mixed_precision="bf16", max_grad_norm=5.0, checkpointing_steps=250,
+        parser, max_train_steps=1500, train_batch_size=64, mixed_precision="bf16", max_grad_norm=5.0, checkpointing_steps=250,
         logging_steps=20,
     )  # fmt: skip
     args = parser.parse_args(arguments)
