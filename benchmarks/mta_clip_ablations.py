@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from hf_clipseg import SegmentationProcessor
+from hf_clipseg.toyscapes import STUFF_NAMES, THING_NAMES
 from training import train_mta_clip
 from training.data import load_source
 from training.provenance import provenance, write_json
@@ -100,11 +101,17 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f}{deviation}"
 
 
+def mean_iou(result: dict, names: Sequence[str]) -> float:
+    return statistics.mean(result["per_class_iou"][name] for name in names)
+
+
 def tables(folder: Path) -> str:
     """Mean ± standard deviation of every figure, as Markdown."""
-    lines = ["| variant | seeds | mIoU | pixel accuracy | boundary F | training |", "|---|---|---|---|---|---|"]
+    lines = ["| variant | seeds | mIoU | stuff | things | pixel accuracy | boundary F | training |", f"|{8 * '---|'}"]
     for variant, results in read_results(folder).items():
-        cells = [spread([result[name] for result in results]) for name in FIGURES]
+        kinds = [[mean_iou(result, names) for result in results] for names in (STUFF_NAMES, THING_NAMES)]
+        first, *others = [[result[name] for result in results] for name in FIGURES]
+        cells = [spread(values) for values in (first, *kinds, *others)]
         minutes = statistics.mean(result["training_seconds"] for result in results) / 60
         lines.append(f"| {variant} | {len(results)} | {' | '.join(cells)} | {minutes:.1f} min |")
     return "\n".join(lines)

@@ -252,7 +252,7 @@ def run(args: argparse.Namespace) -> CocuForSemanticSegmentation:
     tokenizer = build_tokenizer(args, cache, table, evaluation.class_names if evaluation else ())
     model = build_model(args, tokenizer)
     if args.start_from_clip:
-        images = torch.from_numpy(cache.images[:STARTING_IMAGES]).permute(0, 3, 1, 2) / 255
+        images = torch.from_numpy(np.array(cache.images[:STARTING_IMAGES])).permute(0, 3, 1, 2) / 255
         start_from_clip(model, CLIPModel.from_pretrained(args.start_from_clip), normalise(images))
     processor = build_processor(model, tokenizer)
     if args.gradient_checkpointing:
