@@ -42,13 +42,17 @@ TEST_SEED = 7  # the scenes that the other cards are scored on
 DRAWS = 20  # clustered samples per image that precision is averaged over
 
 # Options of training.train_cocu that differ from its defaults; {mined}, {closed} and {oracle} are folders of concepts.
+CURATED = ["--concepts", "{mined}", "--sampling", "clustered"]
+FROM_CLIP = ["--start_from_clip", "{clip}"]
 VARIANTS: dict[str, list[str]] = {
-    "GroupViT": ["--concepts", "{mined}", "--sampling", "none"],
-    "CoCu": ["--concepts", "{mined}", "--sampling", "clustered"],
-    "oracle concepts": ["--concepts", "{oracle}", "--sampling", "clustered"],
-    "CoCu, top 3": ["--concepts", "{mined}", "--sampling", "top"],
-    "CoCu, closed vocabulary": ["--concepts", "{closed}", "--sampling", "clustered"],
-    "GroupViT, oracle captions": ["--concepts", "{oracle captions}", "--sampling", "none", "--omission_rate", "0"],
+    "GroupViT": ["--concepts", "{mined}", "--sampling", "none", *FROM_CLIP],
+    "CoCu": [*CURATED, *FROM_CLIP],
+    "oracle concepts": ["--concepts", "{oracle}", "--sampling", "clustered", *FROM_CLIP],
+    "CoCu, top 3": ["--concepts", "{mined}", "--sampling", "top", *FROM_CLIP],
+    "CoCu, closed vocabulary": ["--concepts", "{closed}", "--sampling", "clustered", *FROM_CLIP],
+    "GroupViT, oracle captions": ["--concepts", "{oracle captions}", "--sampling", "none", "--omission_rate", "0", *FROM_CLIP],
+    "CoCu, pooled before projection": [*CURATED, *FROM_CLIP, "--pooling", "before_projection"],
+    "CoCu, from noise": CURATED,
 }
 MAIN_VARIANTS = ("GroupViT", "CoCu", "oracle concepts")
 
@@ -199,13 +203,13 @@ def train_variant(args: argparse.Namespace, variant: str, seed: int) -> None:
     kinds = {f"{{{kind}}}": kind for kind in ("mined", "closed", "oracle", "oracle captions")}
     options = []
     for option in VARIANTS[variant]:
-        options.append(str(curate(args, kinds[option], seed).folder) if option in kinds else option)
+        options.append(str(curate(args, kinds[option], seed).folder) if option in kinds else option.format(clip=args.clip))
     if "--omission_rate" not in options:
         options += ["--omission_rate", str(OMISSION_RATE)]
     options += [
         "--output_dir", str(folder), "--cache_dir", str(Path(args.output_dir) / "cache"), "--seed", str(seed),
         "--data_seed", str(seed), "--max_train_samples", str(args.images), "--max_train_steps", str(args.steps),
-        "--start_from_clip", args.clip, "--resume_from_checkpoint", "latest",
+        "--resume_from_checkpoint", "latest",
         *(word for option in args.training_options for word in option.split()),
     ]  # fmt: skip
     AcceleratorState._reset_state(reset_partial_state=True)
