@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer, CLIPModel
 
 from hf_clipseg import CocuForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.toyscapes import ToyscapesDataset
@@ -96,6 +97,18 @@ def test_a_run_broken_off_and_resumed_ends_with_the_same_weights(folder, tmp_pat
 def test_other_ways_of_sampling_train_too(folder, tmp_path, more):
     model = run(parse_arguments(options(folder, tmp_path, "--max_train_steps", "1", "--eval_dataset", "none", *more)))
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_starts_from_the_shipped_clip(folder, tmp_path):
+    """At a learning rate of nothing the text encoder is still CLIP's after a step, and so are the words it knows."""
+    clip = Path(__file__).parent.parent / "model_cards" / "clip-toyscapes"
+    more = ("--start_from_clip", str(clip), "--model_config", "small", "--learning_rate", "1e-12", "--eval_dataset", "none")
+    model = run(parse_arguments(options(folder, tmp_path, "--max_train_steps", "1", *more)))
+    for name, tensor in CLIPModel.from_pretrained(clip).text_model.state_dict().items():
+        torch.testing.assert_close(model.clip.text_model.state_dict()[name], tensor, msg=name)
+    assert model.config.pooling == "after_projection"
+    tokenizer = SegmentationProcessor.from_pretrained(tmp_path / "final").tokenizer
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(clip).get_vocab()
 
 
 def test_captions_alone(folder, tmp_path):

@@ -22,6 +22,8 @@ from tqdm.auto import tqdm
 
 from hf_clipseg.text_bank import weights_fingerprint
 
+from .loop import SampleKey
+
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise when the content of a cache would change for the same key
@@ -206,3 +208,17 @@ def cache_features(model, source, processor, settings: CropSettings, **options) 
 def cache_pixels(source, processor, settings: CropSettings, **options) -> CropCache:
     """The normalised pixels `(3, S, S)` themselves, for training an encoder; saves rendering, decoding and resizing."""
     return CropCache(source, processor, settings, lambda pixels: pixels, "pixels", **options)
+
+
+class CachedFeatures(Dataset):
+    """Training samples of a `CropCache` of CLIP's features; indexed with a `SampleKey`."""
+
+    def __init__(self, cache: CropCache):
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
+        block_maps, labels = self.cache[key.index]
+        return {"block_maps": block_maps, "labels": labels}

@@ -42,8 +42,8 @@ from hf_clipseg.mask_text_loss import DivergedError
 from hf_clipseg.text_bank import normalise_class_names, weights_fingerprint
 
 from .data import load_source
-from .feature_cache import CropCache, CropSettings
-from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .feature_cache import CachedFeatures, CropCache, CropSettings
+from .loop import TrainingSettings, add_training_arguments, make_accelerator, train
 from .masked_crops import MaskedCrops, RandomCropSettings, collate
 from .optim import make_schedule, parameter_groups
 from .scoring import score
@@ -203,20 +203,6 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor, clas
             )
         model.clip.requires_grad_(False)
     return model.train()  # freezes what is never learned, so before the optimiser is made
-
-
-class CachedFeatures(torch.utils.data.Dataset):
-    """Training samples of a `CropCache` of CLIP's features; indexed with a `SampleKey`."""
-
-    def __init__(self, cache: CropCache):
-        self.cache = cache
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
-        block_maps, labels = self.cache[key.index]
-        return {"block_maps": block_maps, "labels": labels}
 
 
 def make_dataset(args: argparse.Namespace, source, model, processor) -> torch.utils.data.Dataset:
