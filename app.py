@@ -40,6 +40,7 @@ from hf_clipseg.inference import segment
 from hf_clipseg.text_bank import parse_class_names
 
 HUB_CLIP = "openai/clip-vit-base-patch16"
+FIRST_CHECKPOINT = "mask-clip-toyscapes"  # ticked when the page opens, unless the command names others
 DISPLAY_SIDE = 1024  # pixels of the longer side; larger pictures are shrunk to it before anything else
 LEGEND_ROWS = 40
 EXAMPLE_SCENES = (2, 5, 9, 10, 7, 0)  # of Toyscapes' test split
@@ -249,7 +250,8 @@ def example_scenes() -> list[Image.Image]:
 
 def build_app(folder: str | os.PathLike = SHIPPED, extra: Sequence[str] = ()) -> gr.Blocks:
     """The page. Offers the checkpoints in the sub-folders of `folder`, those of `extra` (folders or Hub ids), and CLIP."""
-    demo = Demo([*map(describe_checkpoint, extra), *find_checkpoints(folder), clip_from_hub()])
+    found = sorted(find_checkpoints(folder), key=lambda checkpoint: checkpoint.name != FIRST_CHECKPOINT)
+    demo = Demo([*map(describe_checkpoint, extra), *found, clip_from_hub()])
     with gr.Blocks(title="hf_clipseg", analytics_enabled=False, delete_cache=(3600, 86400)) as app:
         gr.Markdown("# Segment anything you can name\nCLIP-based semantic segmentation, method by method.", elem_id="title")
         result = gr.State()

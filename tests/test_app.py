@@ -243,6 +243,12 @@ def test_building_the_page_touches_no_network(folder, monkeypatch):
     assert isinstance(demo_app.build_app(folder), gr.Blocks)
 
 
+def test_mask_clip_is_ticked_first():
+    app = demo_app.build_app()
+    (boxes,) = [block for block in app.blocks.values() if isinstance(block, gr.CheckboxGroup)]
+    assert boxes.value == [demo_app.FIRST_CHECKPOINT] and boxes.choices[0][1] == demo_app.FIRST_CHECKPOINT
+
+
 def test_extra_checkpoints_come_first(folder, tmp_path):
     app = demo_app.build_app(tmp_path, extra=[folder / "open"])
     (boxes,) = [block for block in app.blocks.values() if isinstance(block, gr.CheckboxGroup)]
