@@ -26,7 +26,8 @@ class SupervisedClipConfig(DenseClipConfig):
             level is half as large. 4 gives a quarter of the image size with patches of 16.
         timm_backbone (`str`, *optional*):
             A convolutional network of timm in place of CLIP's vision transformer and its pyramid, such as
-            `resnet50_clip.openai`; `feature_layers` and `finest_scale` then mean nothing. Needs timm.
+            `resnet50_clip.openai`; `feature_layers` and `finest_scale` then mean nothing. Texts are still those of the CLIP
+            checkpoint, whichever that is: the paper pairs each ResNet with its own text encoder. Needs timm.
         pixel_decoder_layers (`int`, *optional*, defaults to 6):
             Layers of multi-scale deformable attention.
         pixel_decoder_feedforward_dim (`int`, *optional*, defaults to 1024):
