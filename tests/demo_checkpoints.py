@@ -13,7 +13,7 @@ CARD = "---\nlicense: apache-2.0\n---\n# {title}\n\nDense CLIP,\nat rest.\n\n## 
 
 
 def save_demo_checkpoints(folder: Path) -> Path:
-    """`folder/open`, `folder/closed`, `folder/grouped` and `folder/without-weights`."""
+    """`folder/open`, `folder/closed`, `folder/with-groups` and `folder/without-weights`."""
     model, processor = tiny_segmenter()
     save(model, processor, folder / "without-weights", "Without weights")
     (folder / "without-weights" / "model.safetensors").unlink()
@@ -26,7 +26,7 @@ def save_demo_checkpoints(folder: Path) -> Path:
         CocuConfig(clip_config=tiny_groupvit_config(len(processor.tokenizer)), top_classes=2)
     )
     groupvit.set_classes(OPEN_CLASSES, processor)
-    save(groupvit, processor, folder / "grouped", "With groups")
+    save(groupvit, processor, folder / "with-groups", "With groups")
     return folder
 
 

@@ -201,12 +201,12 @@ def test_opacity_needs_no_model(demo, picture):
 def test_groups_are_shown_where_there_are_any(demo, folder, picture):
     """One more picture for the GroupViT, none for the other; every pixel lies in the group with the largest share there."""
     options = demo_app.Options(None, None, None, show_groups=True)
-    comparison = demo.compare(str(picture), "sky, sea, boat", ["open", "grouped"], options)
+    comparison = demo.compare(str(picture), "sky, sea, boat", ["open", "with-groups"], options)
     (grouping,) = comparison.groupings
     assert [caption.split(" · ")[1] for _, caption in comparison.overlays(0.5)][2:] == ["groups"] and len(
         comparison.titles
     ) == 2
-    loaded = load_checkpoint(folder / "grouped")
+    loaded = load_checkpoint(folder / "with-groups")
     inputs = loaded.processor(images=[load_image(picture)], class_names=CLASSES, return_tensors="pt")
     outputs = loaded.model(**inputs)
     shares = torch.nn.functional.interpolate(outputs.assignments, size=grouping.label_map.shape, mode="bilinear")[0]

@@ -37,7 +37,7 @@ def copy(folder, tmp_path):
 
 def test_finds_what_the_cards_say(folder):
     by_name = {checkpoint.name: checkpoint for checkpoint in find_checkpoints(folder)}
-    assert list(by_name) == ["closed", "grouped", "open", "without-weights"]
+    assert list(by_name) == ["closed", "open", "with-groups", "without-weights"]
     assert by_name["open"].title == "Open words"
     assert by_name["open"].description == "Dense CLIP, at rest."
     assert by_name["open"].class_names == OPEN_CLASSES and by_name["open"].open_vocabulary
