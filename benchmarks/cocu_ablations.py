@@ -70,7 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--clip", default="model_cards/clip-toyscapes", help="what curates, and what training starts from (%(default)s)"
     )
     parser.add_argument("--images", type=int, default=10_000, help="training images (%(default)s)")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (%(default)s)")
     parser.add_argument("--training_options", nargs="*", default=[], help="further options of train_cocu, as one string each")
     return parser.parse_args(arguments)
 

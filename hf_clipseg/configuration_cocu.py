@@ -27,8 +27,8 @@ class CocuConfig(DenseClipConfig):
             Pixels per cell of the logits: assignments are interpolated to that grid before they are made hard. Published: 1.
         pooling (`str`, *optional*, defaults to `"before_projection"`):
             Where the groups of an image become one embedding: as mean token before the projection (GroupViT), or as mean
-            embedding `after_projection` (ours). The second makes the loss of an image a loss of its groups, so that they align
-            with texts after a small share of the training; it is for models trained here, not for GroupViT checkpoints.
+            embedding of the groups that are not empty, `after_projection` (ours). The second makes the loss of an image a loss
+            of its groups, so that they align with texts; it is for models trained here, not for GroupViT checkpoints.
         multi_label_weight (`float`, *optional*, defaults to 1.0): Weight of the contrast with concepts.
         max_logit_scale (`float`, *optional*, defaults to 100.0):
             Both temperatures are at least one over this. Without it training diverges sooner or later.

@@ -80,11 +80,14 @@ class GroupVitBackbone(GroupViTModel):
         tokens = self.vision_model.layernorm(encoded.last_hidden_state)
         return Grouping(tokens, combine_stages(encoded.attentions).unflatten(2, grid), encoded.hidden_states)
 
-    def embed_images(self, group_tokens: torch.Tensor, pooling: str = "before_projection") -> torch.Tensor:
-        """`(batch, groups, width)` -> image embeddings `(batch, dim)`, L2-normalised; `pooling` as in `CocuConfig`."""
-        if pooling == "before_projection":
+    def embed_images(self, group_tokens: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Image embeddings `(batch, dim)`, L2-normalised, of `group_tokens (batch, groups, width)`.
+
+        The mean token, projected, as in GroupViT; with `weights (batch, groups)`, the weighted mean of projected tokens.
+        """
+        if weights is None:
             return nn.functional.normalize(self.visual_projection(group_tokens.mean(dim=1)), dim=-1)
-        return nn.functional.normalize(self.project_groups(group_tokens).mean(dim=1), dim=-1)
+        return nn.functional.normalize((weights[..., None] * self.project_groups(group_tokens)).sum(dim=1), dim=-1)
 
     def embed_groups(self, group_tokens: torch.Tensor) -> torch.Tensor:
         """`(batch, groups, width)` -> group embeddings `(batch, groups, dim)`, L2-normalised."""

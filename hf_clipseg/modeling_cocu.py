@@ -132,7 +132,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         """
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         grouping = self.clip.group(pixel_values, wants_states)
-        image_embeds = self.clip.embed_images(grouping.tokens, self.config.pooling)
+        image_embeds = self.embed_images(grouping)
         losses, maps = {}, {}
         if caption_input_ids is not None:
             losses |= self.caption_losses(image_embeds, caption_input_ids, concept_input_ids, concept_ids)
@@ -149,6 +149,11 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
             **maps,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def embed_images(self, grouping: Grouping) -> torch.Tensor:
+        """`(batch, dim)`, L2-normalised. A group counts as much as the patch that belongs to it most: empty ones do not."""
+        after = self.config.pooling == "after_projection"
+        return self.clip.embed_images(grouping.tokens, grouping.assignments.amax(dim=(2, 3)) if after else None)
 
     def class_maps(
         self,

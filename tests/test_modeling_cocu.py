@@ -95,13 +95,15 @@ class TestCocu(ModelingContract):
             assert 0.01 < tensor.std() < 0.03 and (tensor[0, 0] - tensor[0, 1]).abs().max() > 1e-3
 
     @torch.no_grad()
-    def test_pooling_after_projection_is_the_mean_of_groups(self, groupvit_folder):
-        """So the contrast of an image with a text is the mean of its groups'."""
+    def test_pooling_after_projection_is_a_weighted_mean_of_groups(self, groupvit_folder):
+        """Each weighs as much as the patch that belongs to it most."""
         model = self.build(groupvit_folder, pooling="after_projection")
-        tokens = torch.randn(2, 4, model.config.clip_config.vision_config.hidden_size)
-        projected = torch.stack([model.clip.visual_projection(group) for group in tokens.unbind(1)])
-        expected = nn.functional.normalize(projected.mean(0), dim=-1)
-        torch.testing.assert_close(model.clip.embed_images(tokens, "after_projection"), expected)
+        grouping = model.clip.group(torch.randn(2, 3, 32, 32))
+        expected = torch.zeros(2, 24)
+        for group in range(4):
+            weight = grouping.assignments[:, group].flatten(1).max(dim=1).values
+            expected += weight[:, None] * model.clip.visual_projection(grouping.tokens[:, group])
+        torch.testing.assert_close(model.embed_images(grouping), nn.functional.normalize(expected, dim=-1))
         with pytest.raises(ValueError, match="pooling must be one of"):
             CocuConfig(pooling="mean")
 

@@ -1,44 +1,79 @@
-"""Starts a GroupViT from the weights of a CLIP, so that grouping is all it has left to learn.
+"""Starts a GroupViT as a CLIP whose patches are grouped: it segments from the first step, and training refines the groups.
 
-As SegCLIP (Luo et al. 2023, arXiv 2211.14813) does; CoCu's paper starts from noise, and trains on 27 million pairs. Blocks and
-text encoder are copied. The embeddings differ: CLIP normalises the sum of patch and position, GroupViT the patch alone, so the
-positions are scaled by what CLIP's norm does to them on average.
+CoCu's paper starts from noise, with 27 million pairs. Starting from CLIP follows SegCLIP (Luo et al. 2023, arXiv 2211.14813);
+how the weights are laid out is ours. With one grouping stage of as many blocks as CLIP has but one:
+- blocks, embeddings and text encoder are CLIP's;
+- a group's token is the mean of what CLIP's last block makes of its patches by their values, the dense features of MaskCLIP
+  (arXiv 2112.01071); the parts that GroupViT adds to it start at zero, or small;
+- patches join the group whose query is nearest; queries are k-means centres of these features;
+- both projections, two-layer networks with a batch norm, are CLIP's linear ones, as x = relu(x) - relu(-x).
+CLIP normalises the sum of patch and position, GroupViT the patch alone, so positions are scaled by what that norm does to them.
 """
 
 import torch
+from scipy.cluster.vq import kmeans2
+from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
 from hf_clipseg import CocuForSemanticSegmentation
 
+QUERY_SIZE = 0.1
+"""Deviation of the group queries, which are added to the groups' features, of deviation about 1."""
+
+SHARPNESS = 15.0
+"""How far apart the assignment logits of parallel and of orthogonal features are: well above Gumbel noise, of deviation 1.3."""
+
+TOKEN_SIZE = 10.0
+"""Deviation of the group tokens, so large that queries hardly depend on the image at first."""
+
 
 @torch.no_grad()
-def start_from_clip(model: CocuForSemanticSegmentation, clip: CLIPModel, pixel_values: torch.Tensor) -> None:
-    """Copy into `model` what `clip` can give it: its text encoder, its patch embedding and as many blocks as there are.
+def start_from_clip(
+    model: CocuForSemanticSegmentation, clip: CLIPModel, pixel_values: torch.Tensor, input_ids: torch.Tensor, seed: int = 0
+) -> None:
+    """Give `model`, in place, weights with which it does what `clip` does.
 
     Args:
-        pixel_values: `(batch, 3, height, width)`, some images, normalised.
+        pixel_values: `(batch, 3, height, width)`, some hundred images, normalised: for statistics and centres.
+        input_ids: `(texts, length)`, some texts.
+        seed: of the group tokens and of k-means.
 
     Raises:
-        ValueError: the two do not have the same widths, patches or vocabulary.
+        ValueError: the two do not have the sizes that this needs.
     """
     check_sizes(model, clip)
+    was_training = model.training
+    model.eval()
+    vision = clip.vision_model
+    depth = model.config.clip_config.vision_config.depths[0]
+    copy_encoders(model, clip, pixel_values)
+    size = (model.config.clip_config.vision_config.image_size,) * 2
+    pixel_values = F.interpolate(pixel_values, size=size, mode="area")
+    start_groups(model, vision.encoder.layers[depth], pixel_values, seed)
+    model.clip.vision_model.layernorm.load_state_dict(vision.post_layernorm.state_dict())
+
+    tokens = model.clip.group(pixel_values).tokens
+    write_linear(model.clip.visual_projection, clip.visual_projection.weight, tokens.flatten(0, 1))
+    write_linear(model.clip.text_projection, clip.text_projection.weight, model.clip.read_texts(input_ids))
+    model.clip.logit_scale.copy_(clip.logit_scale)
+    model.concept_logit_scale.copy_(clip.logit_scale)
+    model.train(was_training)
+
+
+def copy_encoders(model: CocuForSemanticSegmentation, clip: CLIPModel, pixel_values: torch.Tensor) -> None:
     model.clip.text_model.load_state_dict(clip.text_model.state_dict())
     source, target = clip.vision_model, model.clip.vision_model
-    blocks = [block for stage in target.encoder.stages for block in stage.layers]
-    for block, trained in zip(blocks, source.encoder.layers, strict=False):  # either may have more than the other
+    for block, trained in zip(target.encoder.stages[0].layers, source.encoder.layers, strict=False):
         block.load_state_dict(trained.state_dict())
-
     patches, embeddings = source.embeddings.patch_embedding, target.embeddings
     embeddings.patch_embeddings.projection.weight.copy_(patches.weight)
     embeddings.patch_embeddings.projection.bias.zero_()
     embeddings.layernorm.load_state_dict(source.pre_layrnorm.state_dict())
     positions = resized_positions(clip, embeddings.position_embeddings.shape[1])
     sample = F.interpolate(pixel_values, size=(clip.config.vision_config.image_size,) * 2, mode="bilinear")
-    deviation = (
-        (patches(sample).flatten(2).transpose(1, 2) + source.embeddings.position_embedding.weight[1:]).std(dim=-1).mean()
-    )
-    embeddings.position_embeddings.copy_(source.pre_layrnorm.weight * positions / deviation)
+    sums = patches(sample).flatten(2).transpose(1, 2) + source.embeddings.position_embedding.weight[1:]
+    embeddings.position_embeddings.copy_(source.pre_layrnorm.weight * positions / sums.std(dim=-1).mean())
 
 
 def resized_positions(clip: CLIPModel, count: int) -> torch.Tensor:
@@ -49,19 +84,92 @@ def resized_positions(clip: CLIPModel, count: int) -> torch.Tensor:
     return grid.flatten(2).transpose(1, 2)
 
 
+def start_groups(model: CocuForSemanticSegmentation, last_block: nn.Module, pixel_values: torch.Tensor, seed: int) -> None:
+    """The grouping stage as k-means of the dense features of CLIP's last block."""
+    stage = model.clip.vision_model.encoder.stages[0]
+    grouping, attention = stage.downsample, last_block.self_attn
+    grouping.norm_x.load_state_dict(last_block.layer_norm1.state_dict())
+    grouping.assign.v_proj.load_state_dict(attention.v_proj.state_dict())
+    grouping.assign.proj.load_state_dict(attention.out_proj.state_dict())
+    for added in (grouping.mlp_channels.fc2, grouping.pre_assign_attn.attn.out_proj, grouping.pre_assign_attn.mlp.fc2):
+        added.weight.zero_()
+        added.bias.zero_()
+    grouping.pre_assign_attn.norm_post.weight.fill_(QUERY_SIZE)
+    stage.group_token.normal_(std=TOKEN_SIZE, generator=torch.Generator().manual_seed(seed))
+
+    seen = {}
+    hook = grouping.register_forward_pre_hook(lambda _, inputs: seen.update(patches=inputs[0], groups=inputs[1]))
+    model.clip.group(pixel_values)
+    hook.remove()
+    patches = grouping.norm_x(seen["patches"])
+    queries = grouping.pre_assign_attn(grouping.project_group_token(grouping.norm_tokens(seen["groups"])), patches).mean(dim=0)
+    write_centres(grouping.assign, queries, grouping.assign.proj(grouping.assign.v_proj(patches)).flatten(0, 1), seed)
+
+
+def write_centres(assign: nn.Module, queries: torch.Tensor, features: torch.Tensor, seed: int) -> None:
+    """Keys become the features, less their mean; the projection of query g becomes the g-th centre of their directions.
+
+    Args:
+        assign: its values and output projection already give `features`.
+        queries: `(groups, width)`, as they reach `assign`.
+        features: `(patches, width)`.
+    """
+    mean = features.mean(dim=0)
+    directions = F.normalize(features - mean, dim=-1)
+    centres, _ = kmeans2(directions.double().numpy(), len(queries), iter=30, minit="++", seed=seed)
+    centres = F.normalize(torch.from_numpy(centres), dim=-1)
+    value, output = assign.v_proj, assign.proj
+    assign.k_proj.weight.copy_(output.weight @ value.weight)
+    assign.k_proj.bias.copy_(output.weight @ value.bias + output.bias - mean)
+    wanted = centres * SHARPNESS / (assign.scale * (features - mean).norm(dim=-1).mean())
+    inputs = torch.cat([queries, torch.ones(len(queries), 1)], dim=1).double()
+    solution = torch.linalg.lstsq(inputs, wanted, driver="gelsd").solution
+    assign.q_proj.weight.copy_(solution[:-1].T)
+    assign.q_proj.bias.copy_(solution[-1])
+
+
+def write_linear(projection: nn.Sequential, weight: torch.Tensor, inputs: torch.Tensor) -> None:
+    """Make linear - batch norm - ReLU - linear compute `weight @ x`, in training for batches that look like `inputs`.
+
+    Args:
+        weight: `(dim, width)`.
+        inputs: `(rows, width)`.
+    """
+    first, norm, _, second = projection
+    width = weight.shape[1]
+    mean, variance = inputs.mean(dim=0), inputs.var(dim=0)
+    for layer in (first, second):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    for rows, sign in ((slice(0, width), 1), (slice(width, 2 * width), -1)):
+        first.weight[rows] = sign * torch.eye(width)
+        norm.running_mean[rows], norm.running_var[rows] = sign * mean, variance
+        norm.weight[rows], norm.bias[rows] = (variance + norm.eps).sqrt(), sign * mean
+        second.weight[:, rows] = sign * weight
+
+
 def check_sizes(model: CocuForSemanticSegmentation, clip: CLIPModel) -> None:
     ours, theirs = model.config.clip_config, clip.config
+    stages, blocks = list(ours.vision_config.depths), theirs.vision_config.num_hidden_layers
+    if stages[1:] != [0] or not 0 < stages[0] < blocks:
+        raise ValueError(
+            f"vision_config.depths is {stages}; to start from a CLIP of {blocks} blocks it must be [{blocks - 1}, 0]."
+        )
+    widest = max(ours.vision_config.hidden_size, ours.text_config.hidden_size)
+    if ours.projection_intermediate_dim < 2 * widest:
+        raise ValueError(f"projection_intermediate_dim is {ours.projection_intermediate_dim}, expected at least {2 * widest}.")
     fields = {
         "vision_config": ("hidden_size", "intermediate_size", "patch_size", "hidden_act"),
         "text_config": (
             "vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act",
         ),
+        None: ("projection_dim",),
     }  # fmt: skip
     for part, names in fields.items():
         for name in names:
-            expected, actual = (getattr(getattr(config, part), name) for config in (theirs, ours))
+            expected, actual = (getattr(getattr(config, part) if part else config, name) for config in (theirs, ours))
             if expected != actual:
                 raise ValueError(
-                    f"{part}.{name} is {actual} in the GroupViT and {expected} in the CLIP to start from. Pass a "
-                    "--model_config of CLIP's sizes, and leave --tokenizer_name out."
+                    f"{part + '.' if part else ''}{name} is {actual} in the GroupViT and {expected} in the CLIP to start from. "
+                    "Pass a --model_config of CLIP's sizes, and leave --tokenizer_name out."
                 )

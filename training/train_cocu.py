@@ -43,7 +43,7 @@ from .train_clip import NOUN_TEMPLATES, colour_jitter, normalise, resize
 
 logger = logging.getLogger(__name__)
 
-STARTING_IMAGES = 32  # that tell start_from_clip what CLIP's activations look like
+STARTING_SAMPLES = 256  # that tell start_from_clip what CLIP makes of images and texts
 
 # The published model is `{}`: transformers' defaults.
 MODEL_CONFIGS: dict[str, dict] = {
@@ -51,13 +51,13 @@ MODEL_CONFIGS: dict[str, dict] = {
     "small": {  # of the sizes of model_cards/clip-toyscapes; one stage of groups, because images are 8 x 8 patches
         "vision_config": {
             "hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "depths": [3, 0], "num_hidden_layers": 3,
-            "num_group_tokens": [12, 0], "num_output_groups": [12, 12], "image_size": 64, "patch_size": 8,
+            "num_group_tokens": [24, 0], "num_output_groups": [24, 24], "image_size": 64, "patch_size": 8,
         },
         "text_config": {
             "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 2,
             "hidden_act": "gelu",
         },
-        "projection_dim": 128, "projection_intermediate_dim": 256,
+        "projection_dim": 128, "projection_intermediate_dim": 384,
     },
 }  # fmt: skip
 
@@ -88,17 +88,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model.add_argument("--duplicates_are_negatives", action="store_true", help="contrast equal concepts, as the released code")
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--crop_size", type=int, help="side that images are resized to; default: the model's image size")
-    optimisation.add_argument("--learning_rate", type=float, default=5e-4)
+    optimisation.add_argument("--learning_rate", type=float, default=2e-4)
     optimisation.add_argument("--weight_decay", type=float, default=0.05)
-    optimisation.add_argument("--warmup_steps", type=int, default=100)
+    optimisation.add_argument("--warmup_steps", type=int, default=50)
     optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     evaluation = parser.add_argument_group("evaluation (never used for a choice)")
     evaluation.add_argument("--eval_dataset", default="toyscapes", help="images with masks; 'none' to do without (%(default)s)")
     evaluation.add_argument("--eval_split", default="validation")
-    evaluation.add_argument("--eval_samples", type=int, default=200)
-    evaluation.add_argument("--eval_steps", type=int, default=250)
+    evaluation.add_argument("--eval_samples", type=int, default=100)
+    evaluation.add_argument("--eval_steps", type=int, default=100)
     add_training_arguments(
-        parser, max_train_steps=1500, train_batch_size=64, mixed_precision="bf16", max_grad_norm=5.0, checkpointing_steps=250,
+        parser, max_train_steps=400, train_batch_size=64, mixed_precision="bf16", max_grad_norm=5.0, checkpointing_steps=250,
         logging_steps=20,
     )  # fmt: skip
     args = parser.parse_args(arguments)
@@ -196,6 +196,17 @@ def build_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) ->
     )
 
 
+def start(
+    model: CocuForSemanticSegmentation, args: argparse.Namespace, cache: CachedCaptions, table: ConceptTable | None, tokenizer
+) -> None:
+    """Give the model the weights of `--start_from_clip`; some images, captions and prompts tell what CLIP makes of them."""
+    images = torch.from_numpy(np.array(cache.images[:STARTING_SAMPLES])).permute(0, 3, 1, 2) / 255
+    texts = [caption for captions in cache.captions[:STARTING_SAMPLES] for caption in captions]
+    texts += [template.format(name) for name in (table.names() if table else ()) for template in NOUN_TEMPLATES]
+    input_ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
+    start_from_clip(model, CLIPModel.from_pretrained(args.start_from_clip), normalise(images), input_ids, args.seed)
+
+
 def build_processor(model: CocuForSemanticSegmentation, tokenizer: PreTrainedTokenizerFast) -> SegmentationProcessor:
     vision = model.config.clip_config.vision_config
     size = {"shortest_edge": vision.image_size, "longest_edge": 4 * vision.image_size}
@@ -252,8 +263,7 @@ def run(args: argparse.Namespace) -> CocuForSemanticSegmentation:
     tokenizer = build_tokenizer(args, cache, table, evaluation.class_names if evaluation else ())
     model = build_model(args, tokenizer)
     if args.start_from_clip:
-        images = torch.from_numpy(np.array(cache.images[:STARTING_IMAGES])).permute(0, 3, 1, 2) / 255
-        start_from_clip(model, CLIPModel.from_pretrained(args.start_from_clip), normalise(images))
+        start(model, args, cache, table, tokenizer)
     processor = build_processor(model, tokenizer)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
