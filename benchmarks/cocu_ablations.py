@@ -43,7 +43,7 @@ DRAWS = 20  # clustered samples per image that precision is averaged over
 
 # Options of training.train_cocu that differ from its defaults; {mined}, {closed} and {oracle} are folders of concepts.
 CURATED = ["--concepts", "{mined}", "--sampling", "clustered"]
-FROM_CLIP = ["--start_from_clip", "{clip}"]
+FROM_CLIP = ["--start_from_clip", "{clip}", "--freeze_vision"]
 VARIANTS: dict[str, list[str]] = {
     "GroupViT": ["--concepts", "{mined}", "--sampling", "none", *FROM_CLIP],
     "CoCu": [*CURATED, *FROM_CLIP],
@@ -52,7 +52,7 @@ VARIANTS: dict[str, list[str]] = {
     "CoCu, closed vocabulary": ["--concepts", "{closed}", "--sampling", "clustered", *FROM_CLIP],
     "GroupViT, oracle captions": ["--concepts", "{oracle captions}", "--sampling", "none", "--omission_rate", "0", *FROM_CLIP],
     "CoCu, pooled before projection": [*CURATED, *FROM_CLIP, "--pooling", "before_projection"],
-    "CoCu, from noise": CURATED,
+    "CoCu, groups trained, too": [*CURATED, *FROM_CLIP[:2]],
 }
 MAIN_VARIANTS = ("GroupViT", "CoCu", "oracle concepts")
 
@@ -70,7 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--clip", default="model_cards/clip-toyscapes", help="what curates, and what training starts from (%(default)s)"
     )
     parser.add_argument("--images", type=int, default=10_000, help="training images (%(default)s)")
-    parser.add_argument("--steps", type=int, default=400, help="training steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=240, help="training steps (%(default)s)")
     parser.add_argument("--training_options", nargs="*", default=[], help="further options of train_cocu, as one string each")
     return parser.parse_args(arguments)
 

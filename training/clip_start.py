@@ -1,4 +1,4 @@
-"""Starts a GroupViT as a CLIP whose patches are grouped: it segments from the first step, and training refines the groups.
+"""Starts the vision encoder of a GroupViT as CLIP's, with its patches in groups; what to call the groups is left to learn.
 
 CoCu's paper starts from noise, with 27 million pairs. Starting from CLIP follows SegCLIP (Luo et al. 2023, arXiv 2211.14813);
 how the weights are laid out is ours. With one grouping stage of as many blocks as CLIP has but one:
@@ -6,7 +6,7 @@ how the weights are laid out is ours. With one grouping stage of as many blocks 
 - a group's token is the mean of what CLIP's last block makes of its patches by their values, the dense features of MaskCLIP
   (arXiv 2112.01071); the parts that GroupViT adds to it start at zero, or small;
 - patches join the group whose query is nearest; queries are k-means centres of these features;
-- both projections, two-layer networks with a batch norm, are CLIP's linear ones, as x = relu(x) - relu(-x).
+- the projections into the joint space stay as they are, untrained.
 CLIP normalises the sum of patch and position, GroupViT the patch alone, so positions are scaled by what that norm does to them.
 """
 
@@ -29,14 +29,11 @@ TOKEN_SIZE = 10.0
 
 
 @torch.no_grad()
-def start_from_clip(
-    model: CocuForSemanticSegmentation, clip: CLIPModel, pixel_values: torch.Tensor, input_ids: torch.Tensor, seed: int = 0
-) -> None:
-    """Give `model`, in place, weights with which it does what `clip` does.
+def start_from_clip(model: CocuForSemanticSegmentation, clip: CLIPModel, pixel_values: torch.Tensor, seed: int = 0) -> None:
+    """Give `model`, in place, encoders that do what those of `clip` do.
 
     Args:
         pixel_values: `(batch, 3, height, width)`, some hundred images, normalised: for statistics and centres.
-        input_ids: `(texts, length)`, some texts.
         seed: of the group tokens and of k-means.
 
     Raises:
@@ -52,12 +49,6 @@ def start_from_clip(
     pixel_values = F.interpolate(pixel_values, size=size, mode="area")
     start_groups(model, vision.encoder.layers[depth], pixel_values, seed)
     model.clip.vision_model.layernorm.load_state_dict(vision.post_layernorm.state_dict())
-
-    tokens = model.clip.group(pixel_values).tokens
-    write_linear(model.clip.visual_projection, clip.visual_projection.weight, tokens.flatten(0, 1))
-    write_linear(model.clip.text_projection, clip.text_projection.weight, model.clip.read_texts(input_ids))
-    model.clip.logit_scale.copy_(clip.logit_scale)
-    model.concept_logit_scale.copy_(clip.logit_scale)
     model.train(was_training)
 
 
@@ -128,26 +119,6 @@ def write_centres(assign: nn.Module, queries: torch.Tensor, features: torch.Tens
     assign.q_proj.bias.copy_(solution[-1])
 
 
-def write_linear(projection: nn.Sequential, weight: torch.Tensor, inputs: torch.Tensor) -> None:
-    """Make linear - batch norm - ReLU - linear compute `weight @ x`, in training for batches that look like `inputs`.
-
-    Args:
-        weight: `(dim, width)`.
-        inputs: `(rows, width)`.
-    """
-    first, norm, _, second = projection
-    width = weight.shape[1]
-    mean, variance = inputs.mean(dim=0), inputs.var(dim=0)
-    for layer in (first, second):
-        layer.weight.zero_()
-        layer.bias.zero_()
-    for rows, sign in ((slice(0, width), 1), (slice(width, 2 * width), -1)):
-        first.weight[rows] = sign * torch.eye(width)
-        norm.running_mean[rows], norm.running_var[rows] = sign * mean, variance
-        norm.weight[rows], norm.bias[rows] = (variance + norm.eps).sqrt(), sign * mean
-        second.weight[:, rows] = sign * weight
-
-
 def check_sizes(model: CocuForSemanticSegmentation, clip: CLIPModel) -> None:
     ours, theirs = model.config.clip_config, clip.config
     stages, blocks = list(ours.vision_config.depths), theirs.vision_config.num_hidden_layers
@@ -155,21 +126,17 @@ def check_sizes(model: CocuForSemanticSegmentation, clip: CLIPModel) -> None:
         raise ValueError(
             f"vision_config.depths is {stages}; to start from a CLIP of {blocks} blocks it must be [{blocks - 1}, 0]."
         )
-    widest = max(ours.vision_config.hidden_size, ours.text_config.hidden_size)
-    if ours.projection_intermediate_dim < 2 * widest:
-        raise ValueError(f"projection_intermediate_dim is {ours.projection_intermediate_dim}, expected at least {2 * widest}.")
     fields = {
         "vision_config": ("hidden_size", "intermediate_size", "patch_size", "hidden_act"),
         "text_config": (
             "vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act",
         ),
-        None: ("projection_dim",),
     }  # fmt: skip
     for part, names in fields.items():
         for name in names:
-            expected, actual = (getattr(getattr(config, part) if part else config, name) for config in (theirs, ours))
+            expected, actual = (getattr(getattr(config, part), name) for config in (theirs, ours))
             if expected != actual:
                 raise ValueError(
-                    f"{part + '.' if part else ''}{name} is {actual} in the GroupViT and {expected} in the CLIP to start from. "
-                    "Pass a --model_config of CLIP's sizes, and leave --tokenizer_name out."
+                    f"{part}.{name} is {actual} in the GroupViT and {expected} in the CLIP to start from. Pass a "
+                    "--model_config of CLIP's sizes, and leave --tokenizer_name out."
                 )

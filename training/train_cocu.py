@@ -3,12 +3,13 @@
 Paper: Xing et al., NeurIPS 2023, arXiv 2309.13505, on Xu et al., CVPR 2022, arXiv 2202.11094. Texts of an image: its caption
 and M = 3 concepts, each in a random template, padded with the caption; the losses are in `hf_clipseg.contrastive`.
 Commands:  python -m training.curate_concepts --output_dir runs/concepts
-           START="--start_from_clip model_cards/clip-toyscapes"
+           START="--start_from_clip model_cards/clip-toyscapes --freeze_vision"
            python -m training.train_cocu --concepts runs/concepts $START --output_dir runs/cocu
            python -m training.train_cocu --concepts runs/concepts $START --sampling none --output_dir runs/groupvit
-Published: --model_config full --image_size 224 --learning_rate 1.6e-3 --train_batch_size 4096 (over all processes), 30 epochs.
+Published: --model_config full --image_size 224 --learning_rate 1.6e-3 --train_batch_size 4096 over all processes, 30 epochs.
 Deviations: templates are those of CLIP pre-training here (`train_clip.NOUN_TEMPLATES`), not ImageNet's 80; groups are projected
-before they are averaged (`--pooling`); and encoders can start from a CLIP, without which grouping takes many times longer.
+before they are averaged (`--pooling`); encoders can start from a CLIP (`clip_start`), and the groups of that start can be kept, as
+LiT (Zhai et al. 2021, arXiv 2111.07991) keeps its image tower: trained further for minutes, they collapse into a few.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from .train_clip import NOUN_TEMPLATES, colour_jitter, normalise, resize
 
 logger = logging.getLogger(__name__)
 
-STARTING_SAMPLES = 256  # that tell start_from_clip what CLIP makes of images and texts
+STARTING_IMAGES = 256  # that tell start_from_clip what CLIP makes of images
 
 # The published model is `{}`: transformers' defaults.
 MODEL_CONFIGS: dict[str, dict] = {
@@ -79,6 +80,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model.add_argument(
         "--start_from_clip", metavar="CLIP", help="copy encoders and tokenizer of this CLIP, whose sizes --model_config has"
     )
+    model.add_argument(
+        "--freeze_vision", action="store_true", help="keep the groups, learn what to call them: locked-image tuning"
+    )
     model.add_argument("--model_config", default="small", help="'small', 'full' (published) or a GroupViTConfig JSON file")
     model.add_argument("--tokenizer_name", help="default: the checkpoint's, or a word tokenizer built from the captions")
     model.add_argument("--max_text_length", type=int, default=32, help="tokens per caption of a tokenizer built here")
@@ -88,17 +92,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model.add_argument("--duplicates_are_negatives", action="store_true", help="contrast equal concepts, as the released code")
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--crop_size", type=int, help="side that images are resized to; default: the model's image size")
-    optimisation.add_argument("--learning_rate", type=float, default=2e-4)
+    optimisation.add_argument("--learning_rate", type=float, default=1e-3)
     optimisation.add_argument("--weight_decay", type=float, default=0.05)
-    optimisation.add_argument("--warmup_steps", type=int, default=50)
+    optimisation.add_argument("--warmup_steps", type=int, default=30)
     optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
     evaluation = parser.add_argument_group("evaluation (never used for a choice)")
     evaluation.add_argument("--eval_dataset", default="toyscapes", help="images with masks; 'none' to do without (%(default)s)")
     evaluation.add_argument("--eval_split", default="validation")
     evaluation.add_argument("--eval_samples", type=int, default=100)
-    evaluation.add_argument("--eval_steps", type=int, default=100)
+    evaluation.add_argument("--eval_steps", type=int, default=60)
     add_training_arguments(
-        parser, max_train_steps=400, train_batch_size=64, mixed_precision="bf16", max_grad_norm=5.0, checkpointing_steps=250,
+        parser, max_train_steps=240, train_batch_size=64, mixed_precision="bf16", max_grad_norm=5.0, checkpointing_steps=250,
         logging_steps=20,
     )  # fmt: skip
     args = parser.parse_args(arguments)
@@ -196,17 +200,6 @@ def build_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) ->
     )
 
 
-def start(
-    model: CocuForSemanticSegmentation, args: argparse.Namespace, cache: CachedCaptions, table: ConceptTable | None, tokenizer
-) -> None:
-    """Give the model the weights of `--start_from_clip`; some images, captions and prompts tell what CLIP makes of them."""
-    images = torch.from_numpy(np.array(cache.images[:STARTING_SAMPLES])).permute(0, 3, 1, 2) / 255
-    texts = [caption for captions in cache.captions[:STARTING_SAMPLES] for caption in captions]
-    texts += [template.format(name) for name in (table.names() if table else ()) for template in NOUN_TEMPLATES]
-    input_ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
-    start_from_clip(model, CLIPModel.from_pretrained(args.start_from_clip), normalise(images), input_ids, args.seed)
-
-
 def build_processor(model: CocuForSemanticSegmentation, tokenizer: PreTrainedTokenizerFast) -> SegmentationProcessor:
     vision = model.config.clip_config.vision_config
     size = {"shortest_edge": vision.image_size, "longest_edge": 4 * vision.image_size}
@@ -263,7 +256,10 @@ def run(args: argparse.Namespace) -> CocuForSemanticSegmentation:
     tokenizer = build_tokenizer(args, cache, table, evaluation.class_names if evaluation else ())
     model = build_model(args, tokenizer)
     if args.start_from_clip:
-        start(model, args, cache, table, tokenizer)
+        images = torch.from_numpy(np.array(cache.images[:STARTING_IMAGES])).permute(0, 3, 1, 2) / 255
+        start_from_clip(model, CLIPModel.from_pretrained(args.start_from_clip), normalise(images), args.seed)
+    if args.freeze_vision:
+        model.clip.vision_model.requires_grad_(False)
     processor = build_processor(model, tokenizer)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
