@@ -8,8 +8,8 @@ Commands:  python -m training.curate_concepts --output_dir runs/concepts
            python -m training.train_cocu --concepts runs/concepts $START --sampling none --output_dir runs/groupvit
 Published: --model_config full --image_size 224 --learning_rate 1.6e-3 --train_batch_size 4096 over all processes, 30 epochs.
 Deviations: templates are those of CLIP pre-training here (`train_clip.NOUN_TEMPLATES`), not ImageNet's 80; groups are projected
-before they are averaged (`--pooling`); encoders can start from a CLIP (`clip_start`), and the groups of that start can be kept, as
-LiT (Zhai et al. 2021, arXiv 2111.07991) keeps its image tower: trained further for minutes, they collapse into a few.
+before they are averaged (`--pooling`); encoders can start from a CLIP (`clip_start`), and the groups of that start can be kept,
+as LiT (Zhai et al. 2021, arXiv 2111.07991) keeps its image tower: trained further for minutes, they collapse into a few.
 """
 
 import argparse
