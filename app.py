@@ -147,9 +147,8 @@ class Demo:
     def run(self, checkpoint: Checkpoint, picture: Image.Image, typed, options: Options) -> tuple[np.ndarray, float]:
         """Label map `(H, W)` of the picture, and the seconds it took once the checkpoint was loaded."""
         loaded = self.cache.get(checkpoint.source)
-        classes = classes_for(checkpoint, typed)
-        baked = classes == checkpoint.class_names
-        if not baked and (unknown := loaded.processor.unknown_words(classes)):
+        new_classes = classes_to_encode(checkpoint, typed)
+        if new_classes and (unknown := loaded.processor.unknown_words(new_classes)):
             gr.Warning(escape(f"{checkpoint.title} does not know these words: {', '.join(unknown[:12])}. Use others for them."))
         with loaded.running(options.attention) as model:
             start = time.perf_counter()
@@ -157,7 +156,7 @@ class Demo:
                 model,
                 loaded.processor,
                 [picture],
-                class_names=None if baked else classes,
+                class_names=new_classes,
                 window=options.window,
                 refinement=options.refinement,
             )
@@ -166,12 +165,11 @@ class Demo:
     def group(self, checkpoint: Checkpoint, picture: Image.Image, typed) -> Grouping | None:
         """What a method with groups has put together; None for the others."""
         loaded = self.cache.get(checkpoint.source)
-        classes = classes_for(checkpoint, typed)
         with loaded.running() as model:
             if not isinstance(model, CocuForSemanticSegmentation):
                 return None
-            baked = classes == checkpoint.class_names
-            return Grouping(checkpoint.title, *segment_groups(model, loaded.processor, picture, None if baked else classes))
+            new_classes = classes_to_encode(checkpoint, typed)
+            return Grouping(checkpoint.title, *segment_groups(model, loaded.processor, picture, new_classes))
 
     def redraw(self, comparison: Comparison | None, opacity: float):
         return gr.skip() if comparison is None else comparison.overlays(opacity)
@@ -212,6 +210,12 @@ def default_classes(checkpoint: Checkpoint) -> str:
 
 def classes_for(checkpoint: Checkpoint, typed: list[list[str]]) -> list[list[str]]:
     return typed if checkpoint.open_vocabulary else checkpoint.class_names
+
+
+def classes_to_encode(checkpoint: Checkpoint, typed: list[list[str]]) -> list[list[str]] | None:
+    """None where the classes are those that the checkpoint has with it."""
+    classes = classes_for(checkpoint, typed)
+    return None if classes == checkpoint.class_names else classes
 
 
 def escape(text: str) -> str:

@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import logging
+import sys
 from pathlib import Path
 
 import torch
@@ -103,7 +104,7 @@ def main() -> None:
     ])  # fmt: skip
     draw(captions, data / "images", ConceptTable(concepts), args.output_dir / "archives.png")
     summary = json.loads((concepts / "summary.json").read_text())
-    write_json(args.output_dir / "figures.json", {**summary, **provenance("benchmarks.cocu_photographs", [])})
+    write_json(args.output_dir / "figures.json", {**summary, **provenance("benchmarks.cocu_photographs", sys.argv[1:])})
 
 
 if __name__ == "__main__":

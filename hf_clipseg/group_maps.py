@@ -1,5 +1,7 @@
 """Which regions of an image a GroupViT has put together, for people to look at."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from .text_bank import ClassName
 
 @torch.no_grad()
 def segment_groups(
-    model: CocuForSemanticSegmentation, processor, image: ImageSource, class_names: list[ClassName] | None = None
+    model: CocuForSemanticSegmentation, processor, image: ImageSource, class_names: Sequence[ClassName] | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """The group that each pixel belongs to most, and what each group shows.
 

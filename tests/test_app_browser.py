@@ -140,6 +140,6 @@ def test_fits_a_phone(page):
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     )
     try:
-        wait(page, lambda: page.execute_script("return document.documentElement.scrollWidth") <= 390)
+        assert wait(page, lambda: 0 < page.execute_script("return document.documentElement.scrollWidth") <= 390)
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -150,6 +150,13 @@ def test_the_global_random_state_is_left_alone(labels):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_seeding_points_leaves_nothing_behind(labels):
+    """`torch.manual_seed` queues a call with a stack trace for each accelerator that is not in use yet."""
+    before = len(torch.cuda._queued_calls)
+    run(labels, *predictions(labels))
+    assert len(torch.cuda._queued_calls) == before
+
+
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_diverged(labels, which, value):

@@ -5,6 +5,7 @@ import torch
 from transformers import CLIPTextModel
 
 from hf_clipseg import MtaClipForSemanticSegmentation, PixelTextClipForSemanticSegmentation, SegmentationProcessor
+from training import train_mta_clip
 
 from .tiny import save_tiny_clip
 
@@ -77,3 +78,22 @@ def test_cached_block_maps_do_not_fit(network, clip):
     model = build(PixelTextClipForSemanticSegmentation, clip, network[1])
     with pytest.raises(ValueError, match="pixel_values"):
         model(block_maps=torch.zeros(1, 2, 4, 4, 32))
+
+
+def test_the_script_trains_it(network, clip, tmp_path):
+    """The network learns at a tenth of the rate; freezing it, or caching the features of a transformer, is refused."""
+    options = [
+        "--model_name_or_path", str(clip), "--timm_backbone", network[1], "--max_train_samples", "2", "--crop_size", "32", "32",
+        "--short_side", "32", "--train_batch_size", "2", "--max_train_steps", "1", "--warmup_steps", "1", "--num_points", "16",
+        "--mixed_precision", "no", "--output_dir", str(tmp_path), "--method", "pixel_text",
+    ]  # fmt: skip
+    args = train_mta_clip.parse_arguments([*options, "--backbone_factor", "0.1", "--crops_per_image", "0"])
+    assert train_mta_clip.learning_rate_factors(args, 12) == {"pyramid": 0.1}
+    model = train_mta_clip.run(args)
+    loaded = PixelTextClipForSemanticSegmentation.from_pretrained(tmp_path / "final")
+    for name, tensor in loaded.pyramid.state_dict().items():
+        assert torch.equal(tensor, model.pyramid.state_dict()[name]), name
+    untrained = build(PixelTextClipForSemanticSegmentation, clip, network[1]).pyramid.state_dict()
+    assert any(not torch.equal(tensor, untrained[name]) for name, tensor in loaded.pyramid.named_parameters())
+    with pytest.raises(ValueError, match="above 0"):
+        train_mta_clip.run(train_mta_clip.parse_arguments(options))

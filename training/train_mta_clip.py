@@ -287,8 +287,7 @@ def validation(args: argparse.Namespace, accelerator, processor, num_classes: in
 def use_eager_attention(model) -> None:
     """On a CPU, the backward pass of eager attention is quicker than that of fused attention."""
     for part in (model.clip.vision_model, model.clip.text_model):
-        if part is not None:
-            part.set_attn_implementation("eager")
+        part.set_attn_implementation("eager")
     model.set_attn_implementation({"": "eager"})
 
 
@@ -301,7 +300,7 @@ def run(args: argparse.Namespace):
     class_names = choose_class_names(args, source)
     processor = make_processor(args)
     model = build_model(args, processor, class_names)
-    if accelerator.device.type == "cpu":
+    if accelerator.device.type == "cpu" and args.timm_backbone is None:  # convolutions take the time otherwise
         use_eager_attention(model)
     logger.info("%d images, %d classes: %s", len(source), len(class_names), ", ".join(names[0] for names in class_names))
 
