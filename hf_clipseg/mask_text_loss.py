@@ -213,8 +213,8 @@ def contrastive_loss(
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed the CPU's generator and that of `device`, and no other.
 
-    `torch.manual_seed` would also queue a call for every accelerator that is not in use yet, with its stack trace: a tenth of a
-    training step on a CPU, and memory that is never freed.
+    `torch.manual_seed` would also note a call for every accelerator that is not in use yet, with its stack trace: a tenth of a
+    training step on a CPU.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":

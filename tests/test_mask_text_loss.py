@@ -151,10 +151,10 @@ def test_the_global_random_state_is_left_alone(labels):
 
 
 def test_seeding_points_leaves_nothing_behind(labels):
-    """`torch.manual_seed` queues a call with a stack trace for each accelerator that is not in use yet."""
-    before = len(torch.cuda._queued_calls)
+    """`torch.manual_seed` notes a call with a stack trace for each accelerator that is not in use yet."""
+    before = torch.cuda._lazy_seed_tracker.get_calls()
     run(labels, *predictions(labels))
-    assert len(torch.cuda._queued_calls) == before
+    assert torch.cuda._lazy_seed_tracker.get_calls() == before
 
 
 @pytest.mark.parametrize("which", [0, 1])

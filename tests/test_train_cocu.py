@@ -111,6 +111,30 @@ def test_starts_from_the_shipped_clip(folder, tmp_path):
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(clip).get_vocab()
 
 
+def test_frozen_vision_keeps_the_groups(folder, tmp_path):
+    """The vision encoder is the same after a step and after none; the projections and the text encoder move."""
+    clip = Path(__file__).parent.parent / "model_cards" / "clip-toyscapes"
+    more = ("--start_from_clip", str(clip), "--model_config", "small", "--eval_dataset", "none", "--freeze_vision")
+    models = [
+        run(parse_arguments(options(folder, tmp_path / rate, "--max_train_steps", "1", "--learning_rate", rate, *more)))
+        for rate in ("1e-12", "1e-2")
+    ]
+    for part, moves in (("vision_model", False), ("text_model", True), ("visual_projection", True)):
+        first, second = (dict(getattr(model.clip, part).named_parameters()) for model in models)
+        assert any((first[name] - second[name]).abs().max() > 1e-4 for name in first) == moves, part
+
+
+def test_concepts_stay_with_their_image(folder):
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parent.parent / "model_cards" / "clip-toyscapes")
+    sample = {"image": torch.zeros(3, 8, 8, dtype=torch.uint8), "jitter": torch.zeros(3)}
+    texts = [("a boat on the sea", ["a boat", "the sea"]), ("a tree", ["a tree", "the sky"])]
+    samples = [{**sample, "caption": caption, "concepts": names, "concept_ids": [0, 1]} for caption, names in texts]
+    batch = Collate(tokenizer, 8)(samples)
+    read = [[tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in batch["concept_input_ids"]]
+    assert read == [["a boat", "the sea"], ["a tree", "the sky"]]
+    assert tokenizer.batch_decode(batch["caption_input_ids"], skip_special_tokens=True) == ["a boat on the sea", "a tree"]
+
+
 def test_captions_alone(folder, tmp_path):
     """Without curation there is one loss; the second temperature is not trained."""
     arguments = options(folder, tmp_path, "--max_train_steps", "1", "--eval_dataset", "none", "--sampling", "none")
