@@ -2,6 +2,7 @@
 
     python -m benchmarks.cocu_ablations curation --output_dir runs/cocu-ablations   # curate, compare with ground truth
     python -m benchmarks.cocu_ablations training --output_dir runs/cocu-ablations   # train and score; goes on where it was
+    python -m benchmarks.cocu_ablations training --output_dir runs/cocu-ablations --start clip
     python -m benchmarks.cocu_ablations tables --output_dir runs/cocu-ablations     # mean and deviation, as Markdown
 
 A seed decides the scenes, their captions, the curation and the weights. Every variant of a seed sees the same images in the
@@ -36,23 +37,25 @@ from training.tokenization import NounVocabulary
 
 logger = logging.getLogger(__name__)
 
-OMISSION_RATE = 0.5
 TEST_IMAGES = 500
 TEST_SEED = 7  # the scenes that the other cards are scored on
 DRAWS = 20  # clustered samples per image that precision is averaged over
 
-# Options of training.train_cocu that differ from its defaults; {mined}, {closed} and {oracle} are folders of concepts.
+# Options of training.train_cocu that differ from its defaults; {mined}, ... are folders of concepts, {clip} is --clip.
 CURATED = ["--concepts", "{mined}", "--sampling", "clustered"]
-FROM_CLIP = ["--start_from_clip", "{clip}", "--freeze_vision"]
 VARIANTS: dict[str, list[str]] = {
-    "GroupViT": ["--concepts", "{mined}", "--sampling", "none", *FROM_CLIP],
-    "CoCu": [*CURATED, *FROM_CLIP],
-    "oracle concepts": ["--concepts", "{oracle}", "--sampling", "clustered", *FROM_CLIP],
-    "CoCu, top 3": ["--concepts", "{mined}", "--sampling", "top", *FROM_CLIP],
-    "CoCu, closed vocabulary": ["--concepts", "{closed}", "--sampling", "clustered", *FROM_CLIP],
-    "GroupViT, oracle captions": ["--concepts", "{oracle captions}", "--sampling", "none", "--omission_rate", "0", *FROM_CLIP],
-    "CoCu, pooled before projection": [*CURATED, *FROM_CLIP, "--pooling", "before_projection"],
-    "CoCu, groups trained, too": [*CURATED, *FROM_CLIP[:2]],
+    "GroupViT": ["--concepts", "{mined}", "--sampling", "none"],
+    "CoCu": CURATED,
+    "oracle concepts": ["--concepts", "{oracle}", "--sampling", "clustered"],
+    "CoCu, top 3": ["--concepts", "{mined}", "--sampling", "top"],
+    "CoCu, closed vocabulary": ["--concepts", "{closed}", "--sampling", "clustered"],
+    "GroupViT, oracle captions": ["--concepts", "{oracle captions}", "--sampling", "none", "--omission_rate", "0"],
+    "CoCu, archive contrasted": [*CURATED, "--contrast_archive"],
+    "CoCu, pooled before projection": [*CURATED, "--pooling", "before_projection"],
+}
+STARTS = {
+    "noise": ["--model_config", "tiny", "--max_train_steps", "2000", "--warmup_steps", "200", "--eval_steps", "250"],
+    "clip": ["--start_from_clip", "{clip}", "--freeze_vision"],
 }
 MAIN_VARIANTS = ("GroupViT", "CoCu", "oracle concepts")
 
@@ -70,7 +73,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--clip", default="model_cards/clip-toyscapes", help="what curates, and what training starts from (%(default)s)"
     )
     parser.add_argument("--images", type=int, default=10_000, help="training images (%(default)s)")
-    parser.add_argument("--steps", type=int, default=240, help="training steps (%(default)s)")
+    parser.add_argument("--omission_rate", type=float, default=0.5, help="of captions; a folder for each (%(default)s)")
+    parser.add_argument("--start", choices=STARTS, default="noise", help="groups learned from noise, or CLIP's (%(default)s)")
     parser.add_argument("--training_options", nargs="*", default=[], help="further options of train_cocu, as one string each")
     return parser.parse_args(arguments)
 
@@ -78,7 +82,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 # -- curation against ground truth
 
 
-def scenes(args: argparse.Namespace, seed: int, omission_rate: float = OMISSION_RATE) -> ToyscapesDataset:
+def scenes(args: argparse.Namespace, seed: int, omission_rate: float) -> ToyscapesDataset:
     return ToyscapesDataset("train", (128, 128), args.images, seed, omission_rate, 0.0)
 
 
@@ -97,10 +101,10 @@ def curate(args: argparse.Namespace, kind: str, seed: int) -> ConceptTable:
     folder = concept_folder(args, kind, seed)
     if kind.startswith("oracle"):
         if not (folder / "concepts.parquet").is_file():
-            write_oracle(folder, scenes(args, seed, OMISSION_RATE if kind == "oracle" else 0.0))
+            write_oracle(folder, scenes(args, seed, args.omission_rate if kind == "oracle" else 0.0))
         return ConceptTable(folder)
     options = ["--output_dir", str(folder), "--model_name_or_path", args.clip, "--max_train_samples", str(args.images)]
-    options += ["--data_seed", str(seed), "--seed", str(seed), "--omission_rate", str(OMISSION_RATE)]
+    options += ["--data_seed", str(seed), "--seed", str(seed), "--omission_rate", str(args.omission_rate)]
     if kind == "closed":
         words = Path(args.output_dir) / "toyscapes-classes.txt"
         words.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +189,7 @@ def run_curation(args: argparse.Namespace) -> None:
         for seed in args.seeds:
             path = Path(args.output_dir) / "curation" / f"{kind}-{seed}.json"
             if not path.is_file():
-                figures = curation_figures(curate(args, kind, seed), ground_truth(scenes(args, seed)))
+                figures = curation_figures(curate(args, kind, seed), ground_truth(scenes(args, seed, args.omission_rate)))
                 write_json(path, {"figures": figures, **provenance("benchmarks.cocu_ablations", sys.argv[1:])})
                 logger.info("%s, seed %d: %s", kind, seed, json.dumps(figures, indent=2))
 
@@ -194,7 +198,7 @@ def run_curation(args: argparse.Namespace) -> None:
 
 
 def run_path(args: argparse.Namespace, variant: str, seed: int) -> Path:
-    return Path(args.output_dir) / "training" / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
+    return Path(args.output_dir) / "training" / args.start / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
 def train_variant(args: argparse.Namespace, variant: str, seed: int) -> None:
@@ -202,13 +206,13 @@ def train_variant(args: argparse.Namespace, variant: str, seed: int) -> None:
     folder = run_path(args, variant, seed)
     kinds = {f"{{{kind}}}": kind for kind in ("mined", "closed", "oracle", "oracle captions")}
     options = []
-    for option in VARIANTS[variant]:
+    for option in [*STARTS[args.start], *VARIANTS[variant]]:
         options.append(str(curate(args, kinds[option], seed).folder) if option in kinds else option.format(clip=args.clip))
     if "--omission_rate" not in options:
-        options += ["--omission_rate", str(OMISSION_RATE)]
+        options += ["--omission_rate", str(args.omission_rate)]
     options += [
         "--output_dir", str(folder), "--cache_dir", str(Path(args.output_dir) / "cache"), "--seed", str(seed),
-        "--data_seed", str(seed), "--max_train_samples", str(args.images), "--max_train_steps", str(args.steps),
+        "--data_seed", str(seed), "--max_train_samples", str(args.images),
         "--resume_from_checkpoint", "latest",
         *(word for option in args.training_options for word in option.split()),
     ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 `contrastive_loss` is CLIP's (Radford et al. 2021, arXiv 2103.00020). `multi_label_loss` gives an image several texts of its
 own, here concepts: GroupViT (Xu et al. 2022, arXiv 2202.11094) as CoCu (Xing et al. 2023, arXiv 2309.13505) trains it.
-Deviation: a concept that two images share makes neither a negative of the other, unless `duplicates_are_negatives`.
+Deviation: a concept that an image shares, or that curation has put in its archive, is none of its negatives, unless
+`duplicates_are_negatives`.
 """
 
 import torch
@@ -36,6 +37,7 @@ def multi_label_loss(
     concept_ids: torch.Tensor,
     logit_scale: torch.Tensor,
     duplicates_are_negatives: bool = False,
+    archive_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Symmetric contrast of images with M texts each, over the samples of all processes.
 
@@ -48,6 +50,8 @@ def multi_label_loss(
         concept_ids: `(B, M)` int64; equal ids are the same concept, negative ones equal none.
         logit_scale: already exponentiated.
         duplicates_are_negatives: contrast an image also with its own concepts where other images have them too.
+        archive_ids: `(B, A)` int64, further concepts that the image may show, padded with -1. With 30 classes and 64 images,
+            most concepts of a batch are in sight of any image: contrasted, they teach that what is not drawn is not there.
 
     Returns:
         A scalar in fp32, the same on every process.
@@ -56,14 +60,17 @@ def multi_label_loss(
         images, texts, ids = gather(image_embeds.float()), gather(concept_embeds.float()), gather(concept_ids)
         logits = logit_scale * torch.einsum("id,jmd->ijm", images, texts)  # image i, text m of image j
         if not duplicates_are_negatives:
-            logits = logits.masked_fill(shared_concepts(ids), float("-inf"))
+            own = ids if archive_ids is None else torch.cat([ids, gather(archive_ids)], dim=1)
+            logits = logits.masked_fill(shared_concepts(ids, own), float("-inf"))
         own_texts = logits.flatten(1).log_softmax(dim=1).view_as(logits).diagonal()  # (M, B)
         own_image = logits.log_softmax(dim=0).diagonal()  # (M, B)
         return -(own_texts.mean() + own_image.mean()) / 2
 
 
-def shared_concepts(concept_ids: torch.Tensor) -> torch.Tensor:
-    """`(B, M)` ids -> `(B, B, M)` bool: text m of image j is also a concept of image i, and i is not j."""
-    equal = (concept_ids[:, None, None, :] == concept_ids[None, :, :, None]).any(dim=-1)
-    others = ~torch.eye(len(concept_ids), dtype=torch.bool, device=concept_ids.device)
-    return equal & (concept_ids >= 0)[None] & others[:, :, None]
+def shared_concepts(concept_ids: torch.Tensor, own_ids: torch.Tensor) -> torch.Tensor:
+    """`(B, M)` and `(B, A)` ids -> `(B, B, M)` bool: text m of image j is a concept of image i, and i is not j."""
+    count = int(torch.maximum(concept_ids.max(), own_ids.max())) + 1
+    concept_ids, own_ids = (torch.where(ids < 0, count, ids) for ids in (concept_ids, own_ids))  # a column for no concept
+    shows = torch.zeros(len(own_ids), count + 1, dtype=torch.bool, device=own_ids.device).scatter_(1, own_ids, True)
+    shows[:, count] = False
+    return shows[:, concept_ids] & ~torch.eye(len(own_ids), dtype=torch.bool, device=own_ids.device)[:, :, None]

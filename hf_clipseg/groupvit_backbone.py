@@ -3,8 +3,9 @@
 Paper: "GroupViT: Semantic Segmentation Emerges from Text Supervision", Xu et al., CVPR 2022, arXiv 2202.11094.
 `GroupVitBackbone` has the children of `GroupViTModel`, so state dicts of one load into the other (`nvidia/groupvit-gcc-yfcc`).
 What it adds: group tokens and position embeddings start from noise (transformers leaves them at zero, and equal group tokens
-stay equal), positions are interpolated, assignments are combined over stages, and the batch norm of the projectors sees the
-rows of all processes. The child names of a backbone that the other methods use are `text_model` and `text_projection` as well.
+stay equal), assignment logits start above the Gumbel noise, positions are interpolated, assignments are combined over stages,
+and the batch norm of the projectors sees the rows of all processes. Of the child names of a backbone, `text_model` and
+`text_projection` are those that other methods use, too.
 """
 
 from typing import NamedTuple
@@ -23,6 +24,12 @@ from .clip_backbone import TEXT_BATCH, fit_to_patches
 from .distributed import SyncedBatchNorm1d
 
 INITIAL_STANDARD_DEVIATION = 0.02
+QUERY_DEVIATION = 0.1
+"""Of what group queries, which have seen the whole image, add to the patches that a new model's group is made of."""
+
+LOGIT_DEVIATION = 4.0
+"""Of a new model's assignment logits. Gumbel noise of deviation 1.3 drowns those of the usual initialisation (below 0.1), and
+groups whose patches are drawn at random collapse into one."""
 
 
 class Grouping(NamedTuple):
@@ -62,8 +69,15 @@ class GroupVitBackbone(GroupViTModel):
             init.trunc_normal_(module.position_embeddings, std=INITIAL_STANDARD_DEVIATION)
         elif isinstance(module, GroupViTStage) and module.group_token is not None:
             init.trunc_normal_(module.group_token, std=INITIAL_STANDARD_DEVIATION)
+            self._init_assignment(module.downsample)
         elif module is self:
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    def _init_assignment(self, downsample: nn.Module) -> None:
+        """Groups of similar patches from the first step on; keys have deviation 1 where they enter, queries QUERY_DEVIATION."""
+        init.constant_(downsample.pre_assign_attn.norm_post.weight, QUERY_DEVIATION)
+        for projection, size in ((downsample.assign.q_proj, QUERY_DEVIATION), (downsample.assign.k_proj, 1.0)):
+            init.normal_(projection.weight, std=LOGIT_DEVIATION**0.5 / size * projection.in_features**-0.5)
 
     @property
     def patch_size(self) -> int:

@@ -110,6 +110,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         caption_input_ids: torch.Tensor | None = None,
         concept_input_ids: torch.Tensor | None = None,
         concept_ids: torch.Tensor | None = None,
+        archive_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> CocuOutput | tuple:
@@ -124,6 +125,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
                 class maps out (`logits` is None) unless there are class prompts or labels too.
             concept_input_ids: `(batch, concepts, length)`; they may be padded to another length than the captions.
             concept_ids: `(batch, concepts)` int64, equal for equal concepts, -1 where a text is no concept.
+            archive_ids: `(batch, archive)` int64, padded with -1: concepts that an image may show, not its negatives.
             output_hidden_states: also return the input of the first stage and the output of every stage.
             return_dict: `False` returns a tuple.
 
@@ -135,7 +137,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         image_embeds = self.embed_images(grouping)
         losses, maps = {}, {}
         if caption_input_ids is not None:
-            losses |= self.caption_losses(image_embeds, caption_input_ids, concept_input_ids, concept_ids)
+            losses |= self.caption_losses(image_embeds, caption_input_ids, concept_input_ids, concept_ids, archive_ids)
         if caption_input_ids is None or input_ids is not None or labels is not None:
             maps = self.class_maps(pixel_values, grouping, image_embeds, *self.resolve_classes(input_ids, name_ids, class_ids))
         if labels is not None:
@@ -189,10 +191,13 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         caption_input_ids: torch.Tensor,
         concept_input_ids: torch.Tensor | None,
         concept_ids: torch.Tensor | None,
+        archive_ids: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """L_caption and L_multi of the paper; all texts pass the batch norm together, as in the released code."""
         if (concept_input_ids is None) != (concept_ids is None):
             raise ValueError("concept_input_ids and concept_ids belong together: pass both, or neither for captions alone.")
+        if archive_ids is not None and concept_ids is None:
+            raise ValueError("archive_ids are of no use without concept_input_ids and concept_ids: pass those, too.")
         pooled = [self.clip.read_texts(caption_input_ids)]
         if concept_input_ids is not None:
             pooled.append(self.clip.read_texts(concept_input_ids.flatten(0, 1)))
@@ -201,9 +206,10 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         losses = {"caption": contrastive_loss(image_embeds, caption_embeds, scale)}
         if concept_input_ids is not None:
             scale = self.limited_scale(self.concept_logit_scale)
-            duplicates_are_negatives = self.config.duplicates_are_negatives
             embeds = concept_embeds[0].unflatten(0, concept_ids.shape)
-            losses["concepts"] = multi_label_loss(image_embeds, embeds, concept_ids, scale, duplicates_are_negatives)
+            losses["concepts"] = multi_label_loss(
+                image_embeds, embeds, concept_ids, scale, self.config.duplicates_are_negatives, archive_ids
+            )
         return losses
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -20,14 +20,16 @@ def unit(*shape: int) -> torch.Tensor:
     return nn.functional.normalize(torch.randn(*shape), dim=-1)
 
 
+@pytest.mark.parametrize("archives", [None, [[7, 5], [-1, 7], [-1, -1]]])
 @pytest.mark.parametrize("duplicates_are_negatives", [True, False])
-def test_multi_label_loss_from_the_definition(duplicates_are_negatives):
+def test_multi_label_loss_from_the_definition(duplicates_are_negatives, archives):
     """Written with loops. Images 0 and 2 share concept 7; -1 stands for a caption, which nobody shares."""
     images, texts, scale = unit(3, 8), unit(3, 2, 8), 9.0
     ids = [[7, -1], [3, -1], [5, 7]]
+    known = [own + archive for own, archive in zip(ids, archives or [[], [], []], strict=True)]
 
     def is_negative(image: int, other: int, text: int) -> bool:
-        return duplicates_are_negatives or ids[other][text] < 0 or ids[other][text] not in ids[image]
+        return duplicates_are_negatives or ids[other][text] < 0 or ids[other][text] not in known[image]
 
     total = 0.0
     for i in range(3):
@@ -38,13 +40,15 @@ def test_multi_label_loss_from_the_definition(duplicates_are_negatives):
             )
             to_images = sum(math.exp(scale * images[j] @ texts[i, m]) for j in range(3) if i == j or is_negative(j, i, m))
             total += math.log(own / to_texts) / 2 + math.log(own / to_images) / 2
-    loss = multi_label_loss(images, texts, torch.tensor(ids), torch.tensor(scale), duplicates_are_negatives)
+    archive_ids = None if archives is None else torch.tensor(archives)
+    loss = multi_label_loss(images, texts, torch.tensor(ids), torch.tensor(scale), duplicates_are_negatives, archive_ids)
     assert loss.item() == pytest.approx(-total / 6, rel=1e-5)
 
 
 def test_shared_concepts_are_those_of_other_images():
-    shared = shared_concepts(torch.tensor([[1, 2], [2, -1], [-1, 3]]))
-    assert shared.nonzero().tolist() == [[0, 1, 0], [1, 0, 1]]
+    ids = torch.tensor([[1, 2], [2, -1], [-1, 3]])
+    assert shared_concepts(ids, ids).nonzero().tolist() == [[0, 1, 0], [1, 0, 1]]
+    assert shared_concepts(ids, torch.tensor([[-1], [1], [2]])).nonzero().tolist() == [[1, 0, 0], [2, 0, 1], [2, 1, 0]]
 
 
 def test_gradients_are_finite_where_all_texts_are_shared():
@@ -79,6 +83,7 @@ def make_batch() -> dict[str, torch.Tensor]:
         "caption_input_ids": tokens[:, 0],
         "concept_input_ids": tokens[:, 1:],
         "concept_ids": torch.tensor([[0, 1], [1, 2], [-1, -1], [0, 3]]),
+        "archive_ids": torch.tensor([[3], [-1], [1], [2]]),
     }
 
 

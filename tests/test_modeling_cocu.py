@@ -94,6 +94,16 @@ class TestCocu(ModelingContract):
         for tensor in (stages[0].group_token, stages[1].group_token, model.clip.vision_model.embeddings.position_embeddings):
             assert 0.01 < tensor.std() < 0.03 and (tensor[0, 0] - tensor[0, 1]).abs().max() > 1e-3
 
+    def test_assignments_of_a_new_model_stand_out_of_the_noise(self):
+        """At published size; of a query and a key as the norms before them give them. Gumbel noise has deviation 1.3."""
+        torch.manual_seed(0)
+        vision = CocuForSemanticSegmentation(CocuConfig()).clip.vision_model
+        for stage in vision.encoder.stages[:2]:
+            assign = stage.downsample.assign
+            queries, keys = assign.q_proj(0.1 * torch.randn(64, 384)), assign.k_proj(torch.randn(64, 384))
+            assert stage.downsample.pre_assign_attn.norm_post.weight.unique().item() == pytest.approx(0.1)
+            assert (queries @ keys.T * assign.scale).std().item() == pytest.approx(4.0, rel=0.1)
+
     @torch.no_grad()
     def test_pooling_after_projection_is_a_weighted_mean_of_groups(self, groupvit_folder):
         """Each weighs as much as the patch that belongs to it most."""
@@ -193,6 +203,19 @@ class TestCocu(ModelingContract):
         del captions["concept_ids"]
         with pytest.raises(ValueError, match="belong together"):
             model(pixel_values=torch.randn(2, 3, 32, 32), **captions)
+        del captions["concept_input_ids"]
+        with pytest.raises(ValueError, match="archive_ids are of no use without"):
+            model(pixel_values=torch.randn(2, 3, 32, 32), **captions, archive_ids=torch.zeros(2, 1, dtype=torch.long))
+
+    def test_an_archive_that_holds_all_concepts_leaves_an_image_its_own(self, model, processor):
+        """What the loss is then: an image is told apart from its own texts only, and a text knows one image."""
+        captions, pixel_values = self.captions(processor), torch.randn(2, 3, 32, 32)
+        model.config.multi_label_weight = 0.5
+        without = model(pixel_values=pixel_values, **captions)
+        outputs = model(pixel_values=pixel_values, **captions, archive_ids=torch.arange(50).expand(2, 50))
+        torch.testing.assert_close(outputs.losses["caption"], without.losses["caption"])
+        assert outputs.losses["concepts"] < without.losses["concepts"]
+        torch.testing.assert_close(outputs.loss, outputs.losses["caption"] + 0.5 * outputs.losses["concepts"])
 
     @pytest.mark.parametrize("limit", [100.0, float("inf")])
     def test_the_clamp_is_what_keeps_training_finite(self, groupvit_folder, processor, limit):

@@ -182,6 +182,17 @@ def test_missing_concepts_are_filled_with_the_caption(folder, tmp_path):
     assert "sea" in sample["concepts"][0]
 
 
+def test_an_image_is_not_contrasted_with_its_archive(folder, tmp_path):
+    """The whole archive, drawn or not; padded to the longest of the table, so that processes can gather it."""
+    dataset = samples(folder, tmp_path)
+    assert dataset[SampleKey(0, 0, 0)]["archive_ids"] == [0, 1, 3, 2]  # boat, sea, tree, sky
+    assert samples(folder, tmp_path, "--sampling", "none")[SampleKey(0, 0, 0)]["archive_ids"] == [1, -1, -1, -1]
+    assert "archive_ids" not in samples(folder, tmp_path, "--contrast_archive")[SampleKey(0, 0, 0)]
+    tokenizer = build_tokenizer(dataset.args, dataset.cache, dataset.table, ["lighthouse"])
+    batch = Collate(tokenizer, 16)([dataset[SampleKey(index, 0, 0)] for index in range(3)])
+    assert batch["archive_ids"].tolist() == 3 * [[0, 1, 3, 2]]
+
+
 def test_collated_texts_keep_their_places(folder, tmp_path):
     dataset = samples(folder, tmp_path)
     tokenizer = build_tokenizer(dataset.args, dataset.cache, dataset.table, ["lighthouse"])

@@ -74,17 +74,23 @@ class ConceptTable:
             mode: `clustered` or `top` of the curated archive; `none`: those of the caption itself, at random, as GroupViT.
             temperature: of `clustered`.
         """
-        if mode not in SAMPLING:
-            raise ValueError(f"sampling must be one of {SAMPLING}, got {mode!r}.")
-        row = self.row_of[key]
+        names, row = self.archive(key, mode), self.row_of[key]
         if mode == "none":
-            named = self.rows["caption_concepts"][row].as_py()
-            return [named[position] for position in random.permutation(len(named))[:count]]
-        names, scores = self.rows["concepts"][row].as_py(), np.array(self.rows["scores"][row].as_py(), np.float64)
+            return [names[position] for position in random.permutation(len(names))[:count]]
+        scores = np.array(self.rows["scores"][row].as_py(), np.float64)
         if mode == "top":
             return [names[position] for position in sample_top(scores, count)]
         clusters = np.array(self.rows["clusters"][row].as_py(), np.int64)
         return [names[position] for position in sample_clustered(scores, clusters, count, temperature, random)]
+
+    def archive(self, key: str, mode: str) -> list[str]:
+        """The concepts that `sample` draws from."""
+        if mode not in SAMPLING:
+            raise ValueError(f"sampling must be one of {SAMPLING}, got {mode!r}.")
+        return self.rows["caption_concepts" if mode == "none" else "concepts"][self.row_of[key]].as_py()
+
+    def longest_archive(self) -> int:
+        return max(compute.max(compute.list_value_length(self.rows[name])).as_py() or 0 for name in COLUMNS[1:3])
 
     def names(self) -> list[str]:
         """All concepts in the table, sorted."""

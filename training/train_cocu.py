@@ -6,10 +6,13 @@ Commands:  python -m training.curate_concepts --output_dir runs/concepts
            START="--start_from_clip model_cards/clip-toyscapes --freeze_vision"
            python -m training.train_cocu --concepts runs/concepts $START --output_dir runs/cocu
            python -m training.train_cocu --concepts runs/concepts $START --sampling none --output_dir runs/groupvit
-Published: --model_config full --image_size 224 --learning_rate 1.6e-3 --train_batch_size 4096 over all processes, 30 epochs.
+From noise: --model_config tiny --max_train_steps 2000 --warmup_steps 200 in place of START.
+Published: --model_config full --image_size 224 --learning_rate 1.6e-3 --train_batch_size 4096 over all processes, 30 epochs,
+           --pooling before_projection --contrast_archive --duplicates_are_negatives.
 Deviations: templates are those of CLIP pre-training here (`train_clip.NOUN_TEMPLATES`), not ImageNet's 80; groups are projected
-before they are averaged (`--pooling`); encoders can start from a CLIP (`clip_start`), and the groups of that start can be kept,
-as LiT (Zhai et al. 2021, arXiv 2111.07991) keeps its image tower: trained further for minutes, they collapse into a few.
+before they are averaged; the concepts of its archive are none of an image's negatives, drawn or not; encoders can start from
+a CLIP (`clip_start`), and the groups of that start can be kept, as LiT (Zhai et al. 2021, arXiv 2111.07991) keeps its image
+tower: trained further for minutes at the rate of the rest, they collapse into a few.
 """
 
 import argparse
@@ -49,6 +52,18 @@ STARTING_IMAGES = 256  # that tell start_from_clip what CLIP makes of images
 # The published model is `{}`: transformers' defaults.
 MODEL_CONFIGS: dict[str, dict] = {
     "full": {},
+    "tiny": {  # learns to group from noise within minutes, from larger weights than usual
+        "vision_config": {
+            "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "depths": [2, 0], "num_hidden_layers": 2,
+            "num_group_tokens": [12, 0], "num_output_groups": [12, 12], "image_size": 64, "patch_size": 8,
+            "initializer_range": 0.07,
+        },
+        "text_config": {
+            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "hidden_act": "gelu", "initializer_range": 0.07,
+        },
+        "projection_dim": 128, "projection_intermediate_dim": 384,
+    },
     "small": {  # of the sizes of model_cards/clip-toyscapes; one stage of groups, because images are 8 x 8 patches
         "vision_config": {
             "hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "depths": [3, 0], "num_hidden_layers": 3,
@@ -75,6 +90,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )  # fmt: skip
     concepts.add_argument("--num_concepts", type=int, default=3, help="M, concepts per image and step (%(default)s)")
     concepts.add_argument("--temperature", type=float, default=0.1, help="of the draw within a cluster (%(default)s)")
+    concepts.add_argument(
+        "--contrast_archive", action="store_true", help="undrawn concepts of its own archive are negatives, as published"
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--model_name_or_path", help="continue from this CoCu checkpoint instead of starting anew")
     model.add_argument(
@@ -83,7 +101,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     model.add_argument(
         "--freeze_vision", action="store_true", help="keep the groups, learn what to call them: locked-image tuning"
     )
-    model.add_argument("--model_config", default="small", help="'small', 'full' (published) or a GroupViTConfig JSON file")
+    model.add_argument("--model_config", default="small", help="'small', 'tiny', 'full' (published) or a GroupViTConfig file")
     model.add_argument("--tokenizer_name", help="default: the checkpoint's, or a word tokenizer built from the captions")
     model.add_argument("--max_text_length", type=int, default=32, help="tokens per caption of a tokenizer built here")
     model.add_argument("--pooling", choices=POOLINGS, default="after_projection", help="see CocuConfig (%(default)s)")
@@ -120,6 +138,7 @@ class CaptionsWithConcepts(torch.utils.data.Dataset):
 
     def __init__(self, cache: CachedCaptions, table: ConceptTable | None, args: argparse.Namespace):
         self.cache, self.table, self.args = cache, table, args
+        self.archive_size = table.longest_archive() if table else 0  # the same on all processes
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -142,6 +161,9 @@ class CaptionsWithConcepts(torch.utils.data.Dataset):
             prompts = [template.format(concept) for template, concept in zip(templates, names, strict=True)]
             sample["concepts"] = prompts + missing * [sample["caption"]]
             sample["concept_ids"] = [self.table.id_of(concept) for concept in names] + missing * [-1]
+            if not self.args.contrast_archive:
+                archive = [self.table.id_of(concept) for concept in self.table.archive(name, self.args.sampling)]
+                sample["archive_ids"] = archive + (self.archive_size - len(archive)) * [-1]
         return sample
 
 
@@ -158,7 +180,9 @@ class Collate:
         if "concepts" in samples[0]:
             concepts = self.tokens([text for sample in samples for text in sample["concepts"]])
             batch["concept_input_ids"] = concepts.unflatten(0, (len(samples), -1))
-            batch["concept_ids"] = torch.tensor([sample["concept_ids"] for sample in samples])
+        for name in ("concept_ids", "archive_ids"):
+            if name in samples[0]:
+                batch[name] = torch.tensor([sample[name] for sample in samples])
         return batch
 
     def tokens(self, texts: list[str]) -> torch.Tensor:
