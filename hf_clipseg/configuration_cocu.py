@@ -33,8 +33,8 @@ class CocuConfig(DenseClipConfig):
         max_logit_scale (`float`, *optional*, defaults to 100.0):
             Both temperatures are at least one over this. Without it training diverges sooner or later.
         duplicates_are_negatives (`bool`, *optional*, defaults to `False`):
-            `True` contrasts an image also with its own concepts where other images of the batch have them, as the released
-            code does.
+            `True` contrasts an image also with its own concepts, those of `archive_ids` included, where other images of the
+            batch have them, as the released code does.
 
     ```python
     >>> CocuConfig(background_threshold=0.95).clip_config.vision_config.num_group_tokens
