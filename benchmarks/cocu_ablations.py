@@ -3,6 +3,7 @@
     python -m benchmarks.cocu_ablations curation --output_dir runs/cocu-ablations   # curate, compare with ground truth
     python -m benchmarks.cocu_ablations training --output_dir runs/cocu-ablations   # train and score; goes on where it was
     python -m benchmarks.cocu_ablations training --output_dir runs/cocu-ablations --start clip
+    python -m benchmarks.cocu_ablations groups --output_dir runs/cocu-ablations     # what finished models know, and where
     python -m benchmarks.cocu_ablations tables --output_dir runs/cocu-ablations     # mean and deviation, as Markdown
 
 A seed decides the scenes, their captions, the curation and the weights. Every variant of a seed sees the same images in the
@@ -21,10 +22,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from hf_clipseg import CocuForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.metrics import summarise
 from hf_clipseg.toyscapes import CAPTION_NOUNS, CLASS_NAMES, SYNONYMS, ToyscapesDataset
 from training import curate_concepts, train_cocu
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 TEST_IMAGES = 500
 TEST_SEED = 7  # the scenes that the other cards are scored on
+GROUP_IMAGES = 100  # validation scenes
 DRAWS = 20  # clustered samples per image that precision is averaged over
 
 # Options of training.train_cocu that differ from its defaults; {mined}, ... are folders of concepts, {clip} is --clip.
@@ -65,7 +69,7 @@ CLASS_OF_CONCEPT = [CAPTION_NOUNS[words[0]] for words in CLASS_OF.concepts]
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("curation", "training", "tables"))
+    parser.add_argument("part", choices=("curation", "training", "groups", "tables"))
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT")
@@ -243,6 +247,34 @@ def run_training(args: argparse.Namespace) -> None:
                     train_variant(args, variant, seed)
 
 
+@torch.no_grad()
+def group_figures(folder: Path) -> dict[str, float]:
+    """On validation scenes: whether the image embedding knows the visible classes, and whether groups differ.
+
+    `image recall` is the share of the k visible classes among the k that suit the image best, `cosine between groups` the mean
+    over pairs of groups of an image: near 1 where every group stands for the whole image.
+    """
+    model = CocuForSemanticSegmentation.from_pretrained(folder)
+    processor = SegmentationProcessor.from_pretrained(folder)
+    source = load_source("toyscapes", "validation", limit=GROUP_IMAGES)
+    recalls, cosines = [], []
+    for index in range(len(source)):
+        sample = source[index]
+        grouping = model.clip.group(processor(images=sample["image"], return_tensors="pt")["pixel_values"])
+        visible = np.setdiff1d(sample["mask"], IGNORE_INDEX)
+        best = (model.embed_images(grouping) @ model.resolve_classes(None, None, None)[0].T)[0].topk(len(visible)).indices
+        recalls.append(np.isin(best, visible).mean())
+        groups = model.clip.embed_groups(grouping.tokens)[0]
+        cosines.append((groups @ groups.T)[~torch.eye(len(groups), dtype=torch.bool)].mean().item())
+    return {"image recall": float(np.mean(recalls)), "cosine between groups": float(np.mean(cosines))}
+
+
+def run_groups(args: argparse.Namespace) -> None:
+    for path in (run_path(args, variant, seed) for variant in args.only for seed in args.seeds):
+        if (path / "scores.json").is_file() and not (path / "groups.json").is_file():
+            write_json(path / "groups.json", {"figures": group_figures(path / "final")})
+
+
 # -- tables
 
 
@@ -290,10 +322,11 @@ def print_tables(args: argparse.Namespace) -> None:
     print("| curation | mined vocabulary | closed vocabulary |\n|---|---|---|")
     for name in {**curated[0], **curated[1]}:
         print(f"| {name} | {' | '.join(cell(figures.get(name, [])) for figures in curated)} |")
-    print("\n| training | mIoU | mIoU, synonyms | seeds |\n|---|---|---|---|")
+    names = ("mIoU", "mIoU, synonyms", "image recall", "cosine between groups")
+    print(f"\n| training | {' | '.join(names)} | seeds |\n|---|{'---|' * len(names)}---|")
     for variant in VARIANTS:
-        figures = read_figures([run_path(args, variant, seed) / "scores.json" for seed in args.seeds])
-        columns = [figures.get(name, []) for name in ("mIoU", "mIoU, synonyms")]
+        paths = [run_path(args, variant, seed) / file for seed in args.seeds for file in ("scores.json", "groups.json")]
+        columns = [read_figures(paths).get(name, []) for name in names]
         print(f"| {variant} | {' | '.join(map(cell, columns))} | {len(columns[0])} |")
     print(f"\nShare of the distance to the oracle that CoCu closes: {cell(closed_gap(args))}\n")
     curves = {variant: curve(args, variant) for variant in MAIN_VARIANTS}
@@ -305,7 +338,8 @@ def print_tables(args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse_arguments(arguments)
-    {"curation": run_curation, "training": run_training, "tables": print_tables}[args.part](args)
+    parts = {"curation": run_curation, "training": run_training, "groups": run_groups, "tables": print_tables}
+    parts[args.part](args)
 
 
 if __name__ == "__main__":
