@@ -50,8 +50,8 @@ def multi_label_loss(
         concept_ids: `(B, M)` int64; equal ids are the same concept, negative ones equal none.
         logit_scale: already exponentiated.
         duplicates_are_negatives: contrast an image also with its own concepts where other images have them too.
-        archive_ids: `(B, A)` int64, further concepts that the image may show, padded with -1. With 30 classes and 64 images,
-            most concepts of a batch are in sight of any image: contrasted, they teach that what is not drawn is not there.
+        archive_ids: `(B, A)` int64, further concepts that the image may show, padded with -1. Contrasted with them, an image
+            learns that what was not drawn for this step is not there.
 
     Returns:
         A scalar in fp32, the same on every process.
