@@ -17,9 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from hf_clipseg import CocuForSemanticSegmentation
-
-QUERY_SIZE = 0.1
-"""Deviation of the group queries, which are added to the groups' features, of deviation about 1."""
+from hf_clipseg.groupvit_backbone import QUERY_DEVIATION
 
 SHARPNESS = 15.0
 """How far apart the assignment logits of parallel and of orthogonal features are: well above Gumbel noise, of deviation 1.3."""
@@ -85,7 +83,7 @@ def start_groups(model: CocuForSemanticSegmentation, last_block: nn.Module, pixe
     for added in (grouping.mlp_channels.fc2, grouping.pre_assign_attn.attn.out_proj, grouping.pre_assign_attn.mlp.fc2):
         added.weight.zero_()
         added.bias.zero_()
-    grouping.pre_assign_attn.norm_post.weight.fill_(QUERY_SIZE)
+    grouping.pre_assign_attn.norm_post.weight.fill_(QUERY_DEVIATION)
     stage.group_token.normal_(std=TOKEN_SIZE, generator=torch.Generator().manual_seed(seed))
 
     seen = {}
