@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_clipseg"
-LEAVES = {"constants", "outputs", "palette", "image_io"}
+LEAVES = {"atomic", "constants", "outputs", "palette", "image_io"}
 TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "upsampling"} | {
     "contrastive",
     "crf",
