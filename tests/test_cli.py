@@ -1,0 +1,116 @@
+"""`hf-clipseg` as a person types it: right files, right ids, and one line for every mistake."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.cli import find_pictures, main
+from hf_clipseg.inference import segment
+from hf_clipseg.label_files import index_picture, label_record
+
+from .tiny import save_tiny_clip
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> str:
+    return str(save_tiny_clip(tmp_path_factory.mktemp("clip")))
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_segment_writes_what_the_library_computes(clip, photo, tmp_path):
+    output = tmp_path / "out"
+    assert main(["segment", str(photo), "--classes", "sky, boat|ship", "--model", clip, "--output", str(output)]) == 0
+    assert sorted(file.name for file in output.iterdir()) == ["photo.json", "photo.labels.png", "photo.overlay.png"]
+    model = MaskClipForSemanticSegmentation.from_clip(clip, attention_variant="naclip").eval()
+    processor = SegmentationProcessor.from_clip(clip)
+    with torch.no_grad():
+        (expected,) = segment(model, processor, [photo], [["sky"], ["boat", "ship"]])
+    written = np.asarray(Image.open(output / "photo.labels.png"))
+    np.testing.assert_array_equal(written, expected)
+    record = json.loads((output / "photo.json").read_text())
+    assert [entry["name"] for entry in record["classes"]] == ["sky", "boat"]
+    assert record["classes"][1]["synonyms"] == ["ship"]
+    assert [entry["area"] for entry in record["classes"]] == pytest.approx([(expected == k).mean() for k in (0, 1)], abs=1e-6)
+    assert Image.open(output / "photo.overlay.png").size == (56, 40)
+
+
+def test_a_folder_keeps_its_shape_and_a_broken_picture_does_not_stop_it(clip, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "a.jpg", "sub/a.png"):
+        Image.new("RGB", (20, 20), "red").save(folder / name)
+    (folder / "b.png").write_bytes(b"no picture")
+    output = tmp_path / "out"
+    assert main(["segment", str(folder), "--classes", "sky, grass", "--model", clip, "--output", str(output)]) == 1
+    found = sorted(file.relative_to(output).as_posix() for file in output.rglob("*.json"))
+    assert found == ["a.json", "a.png.json", "sub/a.json"]
+    assert "left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["segment", "nowhere.jpg", "--classes", "a, b"], "There is no file or folder nowhere.jpg"),
+        (["segment", "PHOTO"], "pass --classes"),
+        (["segment", "PHOTO", "--classes", "a, b", "--opacity", "2"], "--opacity is 2.0"),
+        (["segment", "PHOTO", "--classes", "a, a"], "a"),
+        (["models", "nowhere"], "There is no folder nowhere"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(arguments, said, clip, photo, tmp_path, capsys):
+    arguments = [str(photo) if argument == "PHOTO" else argument for argument in arguments]
+    if arguments[0] == "segment":
+        arguments += ["--model", clip, "--output", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_lists_the_shipped_ones_and_those_of_a_folder(tmp_path, capsys):
+    assert main(["models", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "mask-clip-toyscapes" in said and "30 classes" in said and "none of this package's" in said
+
+
+def test_without_shipped_checkpoints_it_says_where_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hf_clipseg.cli.SHIPPED", tmp_path)
+    assert main(["models"]) == 0
+    assert "model_cards" in capsys.readouterr().out
+
+
+def test_pictures_of_one_name_from_two_folders_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / "x.png")
+    with pytest.raises(ValueError, match="one name"):
+        find_pictures([str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png"), str(tmp_path / "b" / "x.png")])
+
+
+def test_pixel_values_are_class_ids_whatever_their_number():
+    label_map = np.array([[0, 1], [2, 255]])
+    picture = index_picture(label_map, 3)
+    assert picture.mode == "P"
+    np.testing.assert_array_equal(np.asarray(picture), label_map)
+    many = np.array([[0, 299]])
+    np.testing.assert_array_equal(np.asarray(index_picture(many, 300)), many)
+    with pytest.raises(ValueError, match="0 to 2"):
+        index_picture(np.array([[3]]), 3)
+
+
+def test_the_record_counts_labelled_pixels_only():
+    record = label_record(np.array([[0, 0], [1, 255]]), [["sky"], ["boat", "ship"]])
+    assert [(entry["id"], entry["name"], entry["area"]) for entry in record["classes"]] == [
+        (0, "sky", pytest.approx(2 / 3, abs=1e-6)),
+        (1, "boat", pytest.approx(1 / 3, abs=1e-6)),
+    ]
