@@ -5,13 +5,12 @@ the run was interrupted or not. Resuming therefore starts the sampler at a posit
 A step is one optimiser update; checkpoints are written between steps, so never inside a gradient-accumulation window.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,82 +22,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from .precision import resolve_precision
+from .settings import TrainingSettings, add_training_arguments  # noqa: F401  (scripts that have not moved to HfArgumentParser)
 
 logger = logging.getLogger(__name__)
-
-TRACKERS = ("none", "tensorboard", "wandb", "all")
-
-
-@dataclasses.dataclass
-class TrainingSettings:
-    """Settings of a run that do not depend on the method; `add_training_arguments` documents each."""
-
-    output_dir: str
-    seed: int = 0
-    max_train_steps: int = 1000
-    train_batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    mixed_precision: str = "no"
-    max_grad_norm: float = 1.0
-    checkpointing_steps: int = 500
-    checkpoints_total_limit: int | None = 2
-    resume_from_checkpoint: str | None = None
-    report_to: str = "none"
-    logging_steps: int = 10
-    ema_decay: float = 0.0
-    on_nonfinite_loss: str = "error"
-    dataloader_num_workers: int = 0
-    push_to_hub: bool = False
-    hub_model_id: str | None = None
-
-    def __post_init__(self):
-        counts = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "logging_steps")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}; 0 turns it off")
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> "TrainingSettings":
-        return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})
-
-
-def add_training_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Adds one argument per field of `TrainingSettings`; `defaults` are the script's own."""
-    group = parser.add_argument_group("training")
-    help_texts = {
-        "output_dir": "where checkpoints, metrics.jsonl and the final model go",
-        "seed": "seeds weights, data order and augmentation",
-        "max_train_steps": "optimiser updates in all, counted from the start of the run also after resuming",
-        "train_batch_size": "samples per process and forward pass",
-        "gradient_accumulation_steps": "forward passes per optimiser update",
-        "mixed_precision": "no, bf16 or fp16 (autocast; weights stay in 32 bit)",
-        "max_grad_norm": "clip the global gradient norm to this",
-        "checkpointing_steps": "write a checkpoint every so many steps",
-        "checkpoints_total_limit": "keep at most so many checkpoints",
-        "resume_from_checkpoint": "a checkpoint folder, or 'latest'",
-        "report_to": f"trackers beside metrics.jsonl: {', '.join(TRACKERS)}",
-        "logging_steps": "log every so many steps",
-        "ema_decay": "decay of an exponential moving average of the weights, saved instead of them; 0: off",
-        "on_nonfinite_loss": "error: stop; skip: log it and leave the step out",
-        "dataloader_num_workers": "worker processes for loading",
-        "push_to_hub": "upload the final model",
-        "hub_model_id": "repository for --push_to_hub; default: the name of output_dir",
-    }
-    choices = {
-        "mixed_precision": ("no", "bf16", "fp16"), "report_to": TRACKERS, "on_nonfinite_loss": ("error", "skip"),
-    }  # fmt: skip
-    types = {"checkpoints_total_limit": int, "resume_from_checkpoint": str, "hub_model_id": str}
-    for field in dataclasses.fields(TrainingSettings):
-        default = defaults.get(field.name, None if field.default is dataclasses.MISSING else field.default)
-        if field.type is bool:
-            group.add_argument(f"--{field.name}", action="store_true", help=help_texts[field.name])
-            continue
-        group.add_argument(
-            f"--{field.name}", type=types.get(field.name, field.type), default=default, choices=choices.get(field.name),
-            required=default is None and field.default is dataclasses.MISSING, help=f"{help_texts[field.name]} (%(default)s)",
-        )  # fmt: skip
 
 
 class SampleKey(NamedTuple):
@@ -161,7 +88,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """The accelerator of a run; creates the output folder and seeds every process."""
     Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
+        mixed_precision=resolve_precision(settings.mixed_precision),
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_dir=settings.output_dir,
     )
@@ -180,6 +107,8 @@ def train(
     collate: Callable[[list], dict[str, Any]],
     compute_losses: Callable[[torch.nn.Module, dict[str, Any]], dict[str, torch.Tensor]],
     on_step: Callable[[int, torch.nn.Module], dict[str, float] | None] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    processor: Any = None,
 ) -> torch.nn.Module:
     """Trains `model` to `settings.max_train_steps` and returns it unwrapped, in eval mode, with its EMA weights where used.
 
@@ -188,6 +117,11 @@ def train(
         collate: list of its items -> batch; tensors (also in nested dicts) are moved to the device.
         compute_losses: (model, batch) -> named scalar losses; `"loss"` is minimised, the others are logged.
         on_step: called after each step with (steps taken, model to evaluate); what it returns is logged.
+        identity: plain values that may not change when the run is resumed: fingerprint of the data, class names in their
+            order, options of the method that its configuration does not hold. Learning rates, schedule and the model's
+            configuration are added here.
+        processor: what `python -m training.export` puts beside the weights of a checkpoint; has `save_pretrained`, or is a
+            list of such.
     """
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
