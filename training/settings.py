@@ -27,7 +27,7 @@ class TrainingSettings:
     gradient_accumulation_steps: int = HfArg(default=1, help="forward passes per optimiser update")
     mixed_precision: str = HfArg(
         default="auto",
-        help="bf16, fp16 or no (autocast; weights stay in 32 bit); auto: what `accelerate config` or `accelerate launch` says, else "
+        help="bf16, fp16 or no (autocast; weights stay in 32 bit); auto: what `accelerate config` or `launch` says, else "
         "bf16 where the hardware computes in it",
         metadata={"choices": PRECISIONS},
     )
