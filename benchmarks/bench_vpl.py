@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from hf_clipseg.prototype_rules import PrototypeSettings, Regions, learn_prototypes
-from training.make_pseudo_labels import label_images
 from training.provenance import provenance, write_json
+from training.pseudo_masks import label_images
 from training.tagged_images import load_tagged_images
 
 from .vpl_scenes import open_clip

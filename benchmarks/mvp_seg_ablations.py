@@ -33,7 +33,7 @@ from training.data import load_source
 from training.feature_cache import CropCache, CropSettings, cache_features, cache_pixels
 from training.oracle import fit_linear_probe, grid_shares
 from training.provenance import provenance, write_json
-from training.train_clip import NOUN_TEMPLATES
+from training.tokenization import NOUN_TEMPLATES
 from training.zero_shot import ZeroShotLabels, choose_split
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from PIL import Image
 from hf_clipseg import SegmentationProcessor, VplForSemanticSegmentation
 from hf_clipseg.localization import Localization
 from hf_clipseg.pseudo_labels import pseudo_labels, refined_localization
-from training.make_pseudo_labels import confidence_path, mask_path, write_pseudo_labels
+from training.pseudo_masks import confidence_path, mask_path, write_pseudo_labels
 from training.tagged_images import TaggedImages, load_tagged_images
 
 from .tiny import save_tiny_clip

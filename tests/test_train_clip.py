@@ -12,9 +12,10 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from hf_clipseg.clip_backbone import ClipBackbone
 from hf_clipseg.toyscapes import CAPTION_NOUNS
+from training.augmentation import colour_jitter, resize
 from training.contrastive import ClipForPretraining, NounLoss, assign_patches
-from training.tokenization import NounVocabulary, build_word_tokenizer, mine_nouns
-from training.train_clip import NOUN_TEMPLATES, Collate, colour_jitter, main, resize, retrieval_recall
+from training.tokenization import NOUN_TEMPLATES, NounVocabulary, build_word_tokenizer, mine_nouns
+from training.train_clip import Collate, main, retrieval_recall
 
 from .forked import run_forked
 

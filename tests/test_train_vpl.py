@@ -11,9 +11,9 @@ from PIL import Image
 from hf_clipseg import SegmentationProcessor, VisionPrototypes, VplForSemanticSegmentation
 from hf_clipseg.inference import segment
 from training import train_vpl
-from training.make_pseudo_labels import mask_path, write_mask
+from training.pseudo_masks import PseudoMasks, mask_path, write_mask
 from training.tagged_images import load_tagged_images
-from training.train_vpl import Collate, PseudoMasks
+from training.train_vpl import Collate
 
 from .test_pseudo_labels import CLASSES, write_folder
 from .tiny import save_random_vit_b16, save_tiny_clip

@@ -3,38 +3,20 @@
     python -m training.make_pseudo_labels my-vpl --output_dir pseudo-labels --dataset_name photos --labels_csv tags.csv
     accelerate launch -m training.make_pseudo_labels my-vpl --output_dir pseudo-labels        # images shared by the processes
 
-Per image, `<key>.png` holds the label of every pixel and `<key>.confidence.png` its probability times 255; training drops
-pixels below a confidence of its own. Files appear whole or not at all. Started again, finished images are skipped, and what
-comes out is what an unbroken run gives, bit for bit: batches are a function of the order of the images alone, and a batch of
-which one image is missing is computed again as a whole. `settings.json` guards against mixing two settings in one folder.
+What the folder holds, and how a killed run goes on, is in `pseudo_masks`; training drops pixels below a confidence of its own.
 """
 
 import argparse
-import io
-import json
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from urllib.parse import quote
+from collections.abc import Sequence
 
-import numpy as np
-import torch
 from accelerate import Accelerator
-from PIL import Image
-from tqdm.auto import tqdm
 
 from hf_clipseg import SegmentationProcessor, VplForSemanticSegmentation
-from hf_clipseg.localization import uniform_batches
-from hf_clipseg.pseudo_labels import REFINEMENTS, pseudo_labels
-from hf_clipseg.text_bank import parse_class_names, weights_fingerprint
+from hf_clipseg.pseudo_labels import REFINEMENTS
+from hf_clipseg.text_bank import parse_class_names
 
-from .provenance import write_json
+from .pseudo_masks import write_pseudo_labels
 from .tagged_images import TaggedImages, load_tagged_images
-
-SETTINGS_FILE = "settings.json"
-
-CHUNK = 4
-"""Batches read at once, and sorted so that images of one size and one number of classes share a batch."""
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,116 +41,6 @@ def open_source(arguments: argparse.Namespace, class_names=None) -> TaggedImages
         arguments.max_train_samples, arguments.data_seed, arguments.dataset_config, arguments.image_column,
         arguments.labels_column,
     )  # fmt: skip
-
-
-def write_pseudo_labels(
-    model: VplForSemanticSegmentation,
-    processor: SegmentationProcessor,
-    source: TaggedImages,
-    output_dir: str | Path,
-    refinement: str = "crf",
-    batch_size: int = 16,
-    accelerator: Accelerator | None = None,
-) -> Path:
-    """Write the masks of all images that have none yet; returns the folder.
-
-    Args:
-        model: with prototypes of the classes of `source`.
-        batch_size: images per forward pass.
-        accelerator: shares the batches out to its processes.
-
-    Raises:
-        ValueError: other classes, or a folder that was begun with other settings.
-    """
-    expected, actual = [names[0] for names in model.config.class_names or []], [names[0] for names in source.class_names]
-    if expected != actual:
-        raise ValueError(f"The model's prototypes are for the classes {expected}, the images are tagged with {actual}.")
-    folder = Path(output_dir)
-    check_settings(folder, describe(model, processor, source, refinement, batch_size), accelerator)
-    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    size = CHUNK * batch_size
-    chunks = range(process, -(-len(source) // size), processes)
-    for chunk in tqdm(chunks, desc="pseudo masks", disable=process > 0, mininterval=5):
-        indices = range(chunk * size, min((chunk + 1) * size, len(source)))
-        missing = {index for index in indices if not mask_path(folder, source.keys[index]).is_file()}
-        if missing:
-            for index, labels, confidence in label_images(model, processor, source, indices, refinement, batch_size):
-                if index in missing:
-                    write_mask(folder, source.keys[index], labels, confidence)
-    if accelerator:
-        accelerator.wait_for_everyone()
-    return folder
-
-
-def label_images(
-    model, processor, source: TaggedImages, indices: Sequence[int], refinement: str, batch_size: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(index, labels `(H, W)` uint8, confidence `(H, W)` uint8) of some images, in batches."""
-    images = [source[index]["image"] for index in indices]
-    for batch in uniform_batches(images, source.labels[list(indices)], batch_size):
-        chosen = [images[position] for position in batch]
-        tags = source.labels[[indices[position] for position in batch]].to(model.device)
-        pixel_values = processor(images=chosen, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
-        pixels = torch.from_numpy(np.stack([np.array(image) for image in chosen])).permute(0, 3, 1, 2)
-        labels, confidence = pseudo_labels(
-            model.localize(pixel_values, tags), pixels, bool(model.config.background_words), refinement
-        )
-        labels = labels.to(torch.uint8).cpu().numpy()
-        confidence = (confidence * 255).round().to(torch.uint8).cpu().numpy()
-        for position, label_map, certainty in zip(batch, labels, confidence, strict=True):
-            yield indices[position], label_map, certainty
-
-
-def mask_path(folder: Path, key: str) -> Path:
-    """A key may be a path; its mask lies flat in the folder."""
-    return folder / f"{quote(key, safe='')}.png"
-
-
-def confidence_path(folder: Path, key: str) -> Path:
-    return mask_path(folder, key).with_suffix(".confidence.png")
-
-
-def write_mask(folder: Path, key: str, labels: np.ndarray, confidence: np.ndarray) -> None:
-    """The mask comes last: where it is, its confidence is too."""
-    write_png(confidence_path(folder, key), confidence)
-    write_png(mask_path(folder, key), labels)
-
-
-def write_png(path: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG", compress_level=1)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(buffer.getvalue())
-    os.replace(partial, path)
-
-
-def describe(model, processor, source: TaggedImages, refinement: str, batch_size: int) -> dict:
-    """Everything that decides the content of the masks."""
-    return json.loads(json.dumps({
-        "classes": model.config.class_names,
-        "background_words": model.config.background_words,
-        "weights": weights_fingerprint(model.clip.vision_model),
-        "prototypes": weights_fingerprint(torch.nn.ParameterList([model.prototypes])),
-        "localization": vars(model.localization_settings),
-        "preprocessing": processor.image_processor.to_dict(),
-        "data": source.description,
-        "refinement": refinement,
-        "batch_size": batch_size,
-    }, default=str))  # fmt: skip
-
-
-def check_settings(folder: Path, settings: dict, accelerator: Accelerator | None) -> None:
-    """Write the settings of a new folder; refuse one that was begun with others."""
-    path = folder / SETTINGS_FILE
-    if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in begun.keys() | settings.keys() if begun.get(key) != settings.get(key))
-        if changed:
-            raise ValueError(f"{folder} was begun with other settings ({', '.join(changed)}). Choose a new output folder.")
-    elif accelerator is None or accelerator.is_main_process:
-        write_json(path, settings)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from hf_clipseg.text_bank import TEMPLATES
+
 # The end token must not have id 2: transformers' CLIP text model reads that id as "pool at the largest token id".
 SPECIAL_TOKENS = ("<pad>", "<|startoftext|>", "<unk>", "<|endoftext|>")
 
@@ -23,6 +25,12 @@ CLOSED_CLASS_WORDS = DETERMINERS | frozenset(
     "there here under over above below behind beside between near next through into onto across along around against front "
     "while as for very who which".split()
 )
+
+# What stands around a noun in the noun-level loss; {} is the noun as captions write it. Varied: no prompt shall be perfect.
+NOUN_TEMPLATES = (
+    *TEMPLATES["ensemble"], "{}", "some {}", "this is a {}", "a drawing of a {}", "a small {}", "a large {}",
+    "there is a {}", "a {} and more", "a view of the {}", "the {} in a picture", "two {}", "a scene with a {}",
+)  # fmt: skip
 
 
 def build_word_tokenizer(texts: Iterable[str], max_length: int = 32, min_count: int = 1) -> PreTrainedTokenizerFast:

@@ -29,19 +29,17 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
-from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from hf_clipseg.text_bank import TEMPLATES
 from hf_clipseg.toyscapes import CAPTION_NOUNS
 
+from .augmentation import colour_jitter, normalise, resize
 from .caption_cache import CachedCaptions
 from .contrastive import ClipForPretraining, NounLoss
 from .data import load_captions
 from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
 from .optim import make_schedule, parameter_groups
-from .tokenization import NounVocabulary, build_word_tokenizer, mine_nouns
+from .tokenization import NOUN_TEMPLATES, NounVocabulary, build_word_tokenizer, mine_nouns
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +54,6 @@ SMALL = {
     },
     "projection_dim": 128,
 }  # fmt: skip
-
-# What stands around a noun in the noun-level loss; {} is the noun as captions write it. Varied: no prompt shall be perfect.
-NOUN_TEMPLATES = (
-    *TEMPLATES["ensemble"], "{}", "some {}", "this is a {}", "a drawing of a {}", "a small {}", "a large {}",
-    "there is a {}", "a {} and more", "a view of the {}", "the {} in a picture", "two {}", "a scene with a {}",
-)  # fmt: skip
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -170,30 +162,6 @@ class Collate:
 
     def tokenize(self, texts: list[str]) -> torch.Tensor:
         return self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
-
-
-def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, 3, size, size): the mean of what a pixel covers when shrinking, bilinear when growing."""
-    if images.shape[-1] == size:
-        return images
-    if images.shape[-1] > size:
-        return F.interpolate(images, size=(size, size), mode="area")
-    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-
-
-def colour_jitter(images: torch.Tensor, jitter: torch.Tensor) -> torch.Tensor:
-    """Changes brightness, contrast and saturation of (B, 3, H, W) by the relative amounts in `jitter` (B, 3); hue is kept."""
-    brightness, contrast, saturation = (1 + jitter)[:, :, None, None, None].unbind(1)
-    images = images * brightness
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = mean + (images - mean) * contrast
-    grey = images.mean(dim=1, keepdim=True)
-    return (grey + (images - grey) * saturation).clamp(0, 1)
-
-
-def normalise(images: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    return (images - mean) / std
 
 
 def build_tokenizer(args: argparse.Namespace, captions: list[list[str]], nouns: NounVocabulary | None):

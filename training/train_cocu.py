@@ -9,7 +9,7 @@ Commands:  python -m training.curate_concepts --output_dir runs/concepts
 From noise: --model_config tiny --max_train_steps 2000 --warmup_steps 200 in place of START.
 Published: --model_config full --image_size 224 --learning_rate 1.6e-3 --train_batch_size 4096 over all processes, 30 epochs,
            --pooling before_projection --contrast_archive --duplicates_are_negatives.
-Deviations: templates are those of CLIP pre-training here (`train_clip.NOUN_TEMPLATES`), not ImageNet's 80; groups are projected
+Deviations: templates are those of CLIP pre-training here (`tokenization.NOUN_TEMPLATES`), not ImageNet's; groups are projected
 before they are averaged; the concepts of its archive are none of an image's negatives, drawn or not; encoders can start from
 a CLIP (`clip_start`), and the groups of that start can be kept, as LiT (Zhai et al. 2021, arXiv 2111.07991) keeps its image
 tower: trained further for minutes at the rate of the rest, they collapse into a few.
@@ -33,6 +33,7 @@ from hf_clipseg import CocuConfig, CocuForSemanticSegmentation, SegmentationImag
 from hf_clipseg.configuration_cocu import BACKGROUND, POOLINGS
 from hf_clipseg.metrics import summarise
 
+from .augmentation import colour_jitter, normalise, resize
 from .caption_cache import CachedCaptions
 from .caption_sources import SelectedRows, add_source_arguments, open_captions, source_options
 from .clip_start import start_from_clip
@@ -42,8 +43,7 @@ from .data import load_source
 from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
 from .optim import make_schedule, parameter_groups
 from .scoring import score
-from .tokenization import build_word_tokenizer
-from .train_clip import NOUN_TEMPLATES, colour_jitter, normalise, resize
+from .tokenization import NOUN_TEMPLATES, build_word_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -13,19 +13,15 @@ Command:   python -m training.train_vpl --output_dir runs/vpl-toyscapes
 """
 
 import argparse
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from hf_clipseg import SegmentationProcessor, VisionPrototypes, VplForSemanticSegmentation
-from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.localization import PLAIN, LocalizationSettings
 from hf_clipseg.prototype_rules import REGION_MAPS, RULES, TARGETS, PrototypeSettings
 from hf_clipseg.pseudo_labels import REFINEMENTS
@@ -33,8 +29,9 @@ from hf_clipseg.text_bank import weights_fingerprint
 
 from .feature_cache import CropCache, CropSettings
 from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
-from .make_pseudo_labels import add_data_arguments, confidence_path, mask_path, open_source, write_pseudo_labels
+from .make_pseudo_labels import add_data_arguments, open_source
 from .optim import make_schedule, parameter_groups
+from .pseudo_masks import PseudoMasks, write_pseudo_labels
 from .tagged_images import TaggedImages
 
 logger = logging.getLogger(__name__)
@@ -118,47 +115,6 @@ def fit_prototypes(args: argparse.Namespace, model, processor, source: TaggedIma
     processor.save_pretrained(folder / "localizer")
     logger.info("%d regions; modality gap %s", prototypes.details["num_regions"], prototypes.details["modality_gap"])
     return prototypes
-
-
-class PseudoMasks:
-    """`masks[i]` is `{"image", "mask", "key"}` of tagged images whose pseudo masks lie in `folder`.
-
-    Args:
-        source: the images.
-        folder: what `make_pseudo_labels` wrote.
-        label_names: name of every label value.
-        confidence: pixels whose probability is lower get the label 255.
-
-    Raises:
-        ValueError: an image has no mask yet.
-    """
-
-    def __init__(self, source: TaggedImages, folder: str | Path, label_names: Sequence[str], confidence: float):
-        self.source, self.folder, self.class_names, self.confidence = source, Path(folder), list(label_names), confidence
-        missing = [key for key in source.keys if not mask_path(self.folder, key).is_file()]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} images have no pseudo mask in {folder} (the first: {missing[:5]}). Run the stage "
-                "pseudo_labels."
-            )
-
-    @property
-    def description(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for key in self.source.keys:
-            digest.update(mask_path(self.folder, key).read_bytes())
-        return {**self.source.description, "masks": digest.hexdigest()[:16], "confidence": self.confidence}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.source[index]
-        with Image.open(mask_path(self.folder, sample["key"])) as labels:
-            mask = np.array(labels, dtype=np.int64)
-        with Image.open(confidence_path(self.folder, sample["key"])) as certainty:
-            mask[np.array(certainty) < self.confidence * 255] = IGNORE_INDEX
-        return {"image": sample["image"], "mask": mask, "key": sample["key"]}
 
 
 class CachedCrops(Dataset):

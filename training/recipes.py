@@ -1,0 +1,66 @@
+"""What a command leaves open, by the data set that it is run on; Toyscapes' recipes made the shipped checkpoints.
+
+Only what a data set decides is here: sizes, scene options, held-out classes. What a method decides is the default of its
+options, so that nothing of Toyscapes reaches other data.
+"""
+
+import argparse
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+CLIP = "model_cards/clip-toyscapes"
+
+TOYSCAPES: dict[str, dict[str, Any]] = {
+    "train_clip": {
+        "limit": 40_000, "omission_rate": 0.1, "closeup_rate": 0.5, "validation_split": "validation",
+    },
+    "curate_concepts": {"omission_rate": 0.5},
+    "train_cocu": {
+        "omission_rate": 0.5, "validation_dataset_name": "toyscapes", "validation_limit": 100, "validation_steps": 60,
+    },
+    "train_vpl": {
+        "image_size": 128, "label_size": 64, "attention_variant": "value", "keep_residual": False, "cam_scale": 1.0,
+        "affinity_layers": 0, "decoder_dim": 96, "decoder_layers": 2,
+    },
+    "train_mvp_seg": {"limit": 1200, "unseen": "toyscapes", "image_size": 128, "keep_residual": False},
+    "train_mvp_seg_plus": {
+        "limit": 1200, "unseen": "toyscapes", "image_size": 128, "teacher": "model_cards/mvp-seg-toyscapes",
+    },
+    "train_mta_clip": {"preset": "toyscapes"},
+}  # fmt: skip
+
+MTA_CLIP_PRESETS: dict[str, dict[str, Any]] = {
+    "toyscapes": {
+        "crop_size": [128, 128], "short_side": 128, "scale": [1.0, 1.5], "limit": 3000,
+        "backbone_factor": 0.0, "crops_per_image": 2,
+        "hidden_dim": 64, "num_attention_heads": 4, "finest_scale": 2, "pixel_decoder_layers": 2,
+        "pixel_decoder_feedforward_dim": 128, "num_prompt_tokens": 4, "num_queries": 24, "decoder_layers": 3,
+        "feedforward_dim": 128, "num_points": 512, "contrastive_temperature": 0.07,
+        "learning_rate": 2e-3, "warmup_steps": 50, "max_train_steps": 3000, "max_grad_norm": 1.0,
+        "train_batch_size": 8, "checkpointing_steps": 500,
+    },
+    "ade20k": {
+        "crop_size": [512, 512], "short_side": 512, "reduce_labels": True, "max_train_steps": 160_000,
+    },
+    "cityscapes": {
+        "crop_size": [512, 1024], "short_side": 1024, "max_train_steps": 90_000,
+    },
+}  # fmt: skip
+"""What differs from the defaults of `training.train_mta_clip`, which are the paper's."""
+
+
+def recipe(command: str, dataset_name: str) -> Mapping[str, Any]:
+    """Defaults of `python -m training.<command>` on a data set; empty for all but Toyscapes."""
+    return TOYSCAPES.get(command, {}) if dataset_name == "toyscapes" else {}
+
+
+def warn_of_drawn_clip(args: argparse.Namespace) -> None:
+    """Says that the default CLIP has never seen a photograph, where the data set is not Toyscapes."""
+    if args.dataset_name != "toyscapes" and args.model_name_or_path == CLIP:
+        logger.warning(
+            "--model_name_or_path is %s, a small CLIP that has seen drawn scenes only: for photographs pass another, such as "
+            "--model_name_or_path openai/clip-vit-base-patch16.", CLIP,
+        )  # fmt: skip
