@@ -32,7 +32,7 @@ from .localization import (
 )
 from .prototype_rules import PrototypeSettings, Regions, learn_prototypes, modality_gap
 from .pseudo_labels import refined_localization
-from .text_bank import ClassName, average_templates, normalise_class_names, weights_fingerprint
+from .text_bank import ClassName, average_templates, class_ids_of_names, normalise_class_names, weights_fingerprint
 
 VISION_SCALE = 25.0
 """Factor of vision-vision cosines before the softmax of the maps; CLIP's own scale belongs to vision-text cosines."""
@@ -186,7 +186,7 @@ def encode_image_labels(image_labels, class_names: Sequence[ClassName]) -> torch
             shape = f"{tuple(matrix.shape)} {matrix.dtype}"
             raise ValueError(f"image_labels must be (images, {len(classes)}) of 0 and 1, got {shape}.")
         return matrix.bool()
-    ids = {name.lower(): class_id for class_id, names in enumerate(classes) for name in names}
+    ids = class_ids_of_names(classes)
     encoded = torch.zeros(len(image_labels), len(classes), dtype=torch.bool)
     for row, labels in enumerate(image_labels):
         if isinstance(labels, (str, int)):

@@ -52,36 +52,63 @@ class ClassPrompts:
 def normalise_class_names(class_names: Sequence[ClassName]) -> list[list[str]]:
     """Every class as a list of its names, the display name first.
 
+    Two classes may share a synonym, as published lists have it: they tie there, and the first of them wins.
+
     Raises:
-        ValueError: no class, an empty name, or a name given twice.
+        ValueError: no class, an empty name, two classes with one display name, or a name that a class has twice.
     """
     if isinstance(class_names, str) or not len(class_names):
         raise ValueError(f"class_names must be a non-empty list such as ['sky', 'boat'], got {class_names!r}.")
     classes = [[name] if isinstance(name, str) else list(name) for name in class_names]
-    seen: dict[str, str] = {}
+    displayed: set[str] = set()
     for names in classes:
         if not names:
             raise ValueError("A class has an empty list of names; give it at least one.")
-        for name in names:
-            key = " ".join(name.lower().split())
-            if not key:
-                raise ValueError("A class name is empty or only white space; remove it from the list.")
-            if key in seen:
-                raise ValueError(
-                    f"The class name {name!r} is given twice; remove one, or make both synonyms of one class: ['ship', 'boat']."
-                )
-            seen[key] = name
+        folded = [_fold(name) for name in names]
+        if "" in folded:
+            raise ValueError("A class name is empty or only white space; remove it from the list.")
+        if folded[0] in displayed or len(set(folded)) < len(folded):
+            _refuse_repeated(names[0] if folded[0] in displayed else max(names, key=lambda name: folded.count(_fold(name))))
+        displayed.add(folded[0])
     return [[" ".join(name.split()) for name in names] for names in classes]
 
 
+def _fold(name: str) -> str:
+    return " ".join(name.lower().split())
+
+
+def _refuse_repeated(name: str) -> None:
+    raise ValueError(
+        f"The class name {name!r} is given twice; remove one, or make both synonyms of one class: ['ship', 'boat']."
+    )
+
+
+def class_ids_of_names(class_names: Sequence[ClassName]) -> dict[str, int]:
+    """Lower-case name -> class id; display names come before synonyms, a synonym of several classes stands for none."""
+    classes = normalise_class_names(class_names)
+    owners: dict[str, set[int]] = {}
+    for class_id, names in enumerate(classes):
+        for name in names:
+            owners.setdefault(name.lower(), set()).add(class_id)
+    return {name: min(ids) for name, ids in owners.items() if len(ids) == 1} | {
+        names[0].lower(): class_id for class_id, names in enumerate(classes)
+    }
+
+
 def parse_class_names(text: str) -> list[list[str]]:
-    """Read what a person types: classes parted by commas or new lines, synonyms of a class by `|`.
+    """Read what a person types: classes parted by commas or new lines, synonyms of a class by `|`; every name once.
 
     >>> parse_class_names("sky, boat|ship")
     [['sky'], ['boat', 'ship']]
     """
     fields = [field for line in text.splitlines() for field in line.split(",") if field.strip(" |")]
-    return normalise_class_names([[name for name in field.split("|") if name.strip()] for field in fields])
+    classes = normalise_class_names([[name for name in field.split("|") if name.strip()] for field in fields])
+    seen: set[str] = set()
+    for name in (name for names in classes for name in names):
+        if _fold(name) in seen:
+            _refuse_repeated(name)
+        seen.add(_fold(name))
+    return classes
 
 
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:

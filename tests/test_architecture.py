@@ -17,6 +17,7 @@ TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "ups
 }
 BLOCKS = {"clip_backbone", "text_bank", "prompt_learner", "localization", "prototypes", "pseudo_labels", "vpl_decoder"} | {
     "groupvit_backbone",
+    "class_files",
     "feature_pyramid",
     "timm_pyramid",
 }

@@ -7,6 +7,7 @@ from hf_clipseg.text_bank import (
     TEMPLATES,
     TextCache,
     average_templates,
+    class_ids_of_names,
     class_prompts,
     normalise_class_names,
     parse_class_names,
@@ -31,7 +32,8 @@ def test_prompts_are_laid_out_name_by_name():
         (["sky", "  "], "empty or only white space"),
         (["sky", []], "empty list of names"),
         (["sky", "Sky "], "given twice"),
-        (["ship", ["boat", "ship"]], "given twice"),
+        ([["ship", "boat"], "ship"], "'ship' is given twice"),
+        (["sky", ["boat", "ship", "Boat "]], "'boat' is given twice"),
     ],
 )
 def test_bad_names_are_refused_with_the_fix(names, message):
@@ -47,6 +49,14 @@ def test_parse_what_a_person_types():
     assert parse_class_names(" sky,boat | ship,\n\n red  car ,, ") == [["sky"], ["boat", "ship"], ["red car"]]
     with pytest.raises(ValueError, match="non-empty"):
         parse_class_names(" , | \n")
+    with pytest.raises(ValueError, match="'ship' is given twice"):
+        parse_class_names("ship, boat|ship")
+
+
+def test_two_classes_may_share_a_synonym_and_the_display_name_decides_what_a_tag_means():
+    classes = [["background", "sky", "bed"], ["boat", "ship"], ["bed"], ["ferry", "ship"]]
+    assert normalise_class_names(classes) == classes
+    assert class_ids_of_names(classes) == {"background": 0, "sky": 0, "boat": 1, "bed": 2, "ferry": 3}
 
 
 def test_templates():

@@ -12,7 +12,7 @@ from PIL import Image
 from training.caption_cache import CachedCaptions
 from training.check_dataset import main as check_dataset
 from training.check_dataset import report
-from training.columns import find_column, read_class_names
+from training.columns import find_column
 from training.data import load_captions, load_source
 from training.masks import MaskReader, voc_palette
 from training.presets import ADE20K_CLASSES, PRESETS
@@ -142,23 +142,6 @@ def test_column_errors_list_what_exists(columns, kind, chosen, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("classes.txt", "sky\n\n sea \n"), ("classes.json", '["sky", "sea"]'), ("id2label.json", '{"1": "sea", "0": "sky"}'),
-    ],
-)  # fmt: skip
-def test_class_files(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
-    assert read_class_names(tmp_path / name) == ["sky", "sea"]
-
-
-def test_id2label_with_a_gap_is_refused(tmp_path):
-    (tmp_path / "id2label.json").write_text('{"0": "sky", "2": "sea"}')
-    with pytest.raises(ValueError, match="without gaps"):
-        read_class_names(tmp_path / "id2label.json")
-
-
 # ---- sources
 
 
@@ -172,8 +155,9 @@ def test_toyscapes_masks_are_labelled_everywhere():
 
 def test_parallel_folders(tmp_path):
     folder = parallel_folders(tmp_path, [IDS, IDS[::-1]])
-    (tmp_path / "classes.txt").write_text("sky\nsea\nsand\n")
+    (tmp_path / "classes.txt").write_text("sky\nsea, ocean\nsand|beach\n")
     source = load_source(folder, "train")
+    assert source.class_synonyms == [["sky"], ["sea", "ocean"], ["sand", "beach"]]
     assert source.class_names == ["sky", "sea", "sand"] and [source[i]["key"] for i in range(2)] == ["0", "1"]
     np.testing.assert_array_equal(source[1]["mask"], IDS[::-1])
     np.testing.assert_array_equal(np.asarray(source[0]["image"]), np.asarray(picture()))

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.class_files import class_names_of_argument
 from hf_clipseg.clip_backbone import KEEPS_RESIDUAL
-from hf_clipseg.text_bank import TEMPLATES, parse_class_names
+from hf_clipseg.text_bank import TEMPLATES
 from hf_clipseg.toyscapes import CLASS_NAMES
-
-from .columns import read_class_names
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,11 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def choose_classes(argument: str | None) -> list:
-    if argument is None:
-        return list(CLASS_NAMES)
-    if Path(argument).is_file():
-        return [name.split("|") for name in read_class_names(argument)]
-    return parse_class_names(argument)
+    return list(CLASS_NAMES) if argument is None else class_names_of_argument(argument)
 
 
 def bake(arguments: argparse.Namespace) -> tuple[MaskClipForSemanticSegmentation, SegmentationProcessor]:

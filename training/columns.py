@@ -1,10 +1,11 @@
 """Finding columns and class names in data sets whose authors named them differently."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
+
+from hf_clipseg.class_files import read_class_file, split_synonyms
 
 COLUMN_NAMES = {
     "image": ("image", "pixel_values", "jpg", "jpeg", "png"),
@@ -13,7 +14,10 @@ COLUMN_NAMES = {
     "labels": ("image_labels", "tags"),
     "key": ("key", "__key__", "file_name", "filename", "id"),
 }
-CLASS_FILES = ("classes.txt", "classes.json", "id2label.json")
+CLASS_FILES = (
+    "classes.txt", "classes.json", "id2label.json", "class_names.txt", "labels.txt", "class_dict.csv", "_classes.csv",
+    "objectInfo150.csv",
+)  # fmt: skip
 
 
 def find_column(columns: Sequence[str], kind: str, chosen: str | None = None) -> str:
@@ -44,34 +48,14 @@ def find_key_column(columns: Sequence[str]) -> str | None:
     return next((name for name in COLUMN_NAMES["key"] if name in columns), None)
 
 
-def read_class_names(path: str | Path) -> list[str]:
-    """Class names in order of id: a text file with one name per line, a JSON list, or a JSON `id2label` object.
-
-    Raises:
-        ValueError: the file holds none of these, or the ids of an `id2label` have gaps.
-    """
-    path = Path(path)
-    if path.suffix != ".json":
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and all(str(key).isdigit() for key in content):
-        by_id = {int(key): name for key, name in content.items()}
-        if sorted(by_id) != list(range(len(by_id))):
-            raise ValueError(f"{path}: ids must be 0 to {len(by_id) - 1} without gaps, got {sorted(by_id)}")
-        content = [by_id[index] for index in range(len(by_id))]
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"{path}: expected a list of class names or an object of id -> name, got {type(content).__name__}")
-    return content
-
-
-def class_names_in_folder(folder: str | Path) -> list[str] | None:
-    """Class names from the first of `CLASS_FILES` that `folder` holds."""
+def class_names_in_folder(folder: str | Path) -> list[list[str]] | None:
+    """The names of every class from the first of `CLASS_FILES` that `folder` holds."""
     path = next((Path(folder) / name for name in CLASS_FILES if (Path(folder) / name).is_file()), None)
-    return read_class_names(path) if path else None
+    return read_class_file(path) if path else None
 
 
-def class_names_in_features(features: datasets.Features | None) -> list[str] | None:
+def class_names_in_features(features: datasets.Features | None) -> list[list[str]] | None:
     """Names of the only list of `ClassLabel`s among the columns: the image labels, which share their ids with the masks."""
     inner: Iterable = (getattr(feature, "feature", None) for feature in (features or {}).values())
     found = [feature.names for feature in inner if isinstance(feature, datasets.ClassLabel)]
-    return list(found[0]) if len(found) == 1 else None
+    return [split_synonyms(name) for name in found[0]] if len(found) == 1 else None

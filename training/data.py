@@ -16,11 +16,12 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
+from hf_clipseg.class_files import class_names_of_argument, read_class_file
 from hf_clipseg.image_io import load_image
 from hf_clipseg.toyscapes_datasets import ToyscapesDataset, code_digest
 from hf_clipseg.toyscapes_vocabulary import CLASS_NAMES
 
-from .columns import class_names_in_features, class_names_in_folder, find_column, find_key_column, read_class_names
+from .columns import class_names_in_features, class_names_in_folder, find_column, find_key_column
 from .masks import MaskReader, open_mask
 from .presets import PRESETS, Preset
 
@@ -121,7 +122,8 @@ class SegmentationSource:
     Args:
         dataset: rows with encoded images and masks; a mask may also be a path below `folder`.
         read_mask: decodes and relabels one mask.
-        class_names: in the order of the mask's ids; None where the data set does not say.
+        class_synonyms: the names of every class in the order of the mask's ids; None where the data set does not say.
+            `source.class_names` are the display names alone.
         description: identifies the content, for caches.
     """
 
@@ -131,13 +133,14 @@ class SegmentationSource:
         image_column: str,
         mask_column: str,
         read_mask: MaskReader,
-        class_names: Sequence[str] | None,
+        class_synonyms: Sequence[Sequence[str]] | None,
         description: dict[str, Any],
         folder: Path | None = None,
     ):
         self.dataset, self.image_column, self.mask_column = dataset, image_column, mask_column
         self.key_column = find_key_column(dataset.column_names)
-        self.read_mask, self.class_names, self.folder = read_mask, class_names, folder
+        self.read_mask, self.class_synonyms, self.folder = read_mask, class_synonyms, folder
+        self.class_names = [names[0] for names in class_synonyms] if class_synonyms else None
         self.description = description
 
     def __len__(self) -> int:
@@ -175,6 +178,7 @@ class ToyscapesSource:
     """Toyscapes scenes as a `SegmentationSource`; drawn when they are asked for."""
 
     class_names = CLASS_NAMES
+    class_synonyms = [[name] for name in CLASS_NAMES]
 
     def __init__(self, scenes: ToyscapesDataset):
         self.scenes = scenes
@@ -259,7 +263,8 @@ def load_source(
 
     Args:
         dataset_name: "toyscapes", a name in `presets.PRESETS`, a Hub id, or a folder.
-        classes_file: class names (see `read_class_names`); by default those of the preset, the folder or the features.
+        classes_file: class names, or a file of them (see `class_names_of_argument`); by default those of the preset, the folder
+            or the features.
         reduce_labels, id_map, ignore_label: see `MaskReader`.
         limit, streaming, seed: see `open_dataset`; for Toyscapes the seed chooses the scenes.
         size: (height, width) of Toyscapes scenes.
@@ -295,17 +300,18 @@ def image_columns(dataset: datasets.Dataset) -> list[str]:
 
 
 def choose_class_names(
-    dataset_name: str, dataset: datasets.Dataset, classes_file: str | None, preset: Preset | None, reduce_labels: bool
-) -> list[str] | None:
+    dataset_name: str, dataset: datasets.Dataset, classes: str | None, preset: Preset | None, reduce_labels: bool
+) -> list[list[str]] | None:
     """Class names from the most specific place that has some; the name of a 0 that means unlabelled is left out."""
-    if classes_file:
-        names = read_class_names(classes_file)
+    if classes:
+        names = class_names_of_argument(classes)
     elif preset:
-        path = None if preset.class_names else hf_hub_download(dataset_name, "id2label.json", repo_type="dataset")
-        names = list(preset.class_names or read_class_names(path))
+        names = [[name] for name in preset.class_names or ()] or read_class_file(
+            hf_hub_download(dataset_name, "id2label.json", repo_type="dataset")
+        )
     else:
         names = class_names_in_folder(dataset_name) or class_names_in_features(dataset.features)
-    if names and reduce_labels and names[0].lower() in UNLABELLED_NAMES:
+    if names and reduce_labels and names[0][0].lower() in UNLABELLED_NAMES:
         return names[1:]
     return names
 

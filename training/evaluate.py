@@ -22,12 +22,12 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from hf_clipseg.checkpoints import load_checkpoint
+from hf_clipseg.class_files import class_names_of_argument
 from hf_clipseg.clip_backbone import KEEPS_RESIDUAL
 from hf_clipseg.image_processing_segmentation import REFINEMENTS
 from hf_clipseg.overlay import contact_sheet, overlay
-from hf_clipseg.text_bank import normalise_class_names, parse_class_names
+from hf_clipseg.text_bank import normalise_class_names
 
-from .columns import read_class_names
 from .data import load_source
 from .oracle import PatchClassifier, collect_patches, fit_linear_probe, fit_prototypes
 from .provenance import provenance, write_json
@@ -120,20 +120,17 @@ def override_settings(model, processor, arguments: argparse.Namespace) -> None:
         processor.image_processor.size = {"shortest_edge": arguments.image_size, "longest_edge": 4 * arguments.image_size}
 
 
-def choose_classes(argument: str | None, data_names: Sequence[str] | None) -> list[list[str]]:
+def choose_classes(argument: str | None, data_names: Sequence[Sequence[str]] | None) -> list[list[str]]:
     """Names of every class id, each with its synonyms: from `--classes`, else the data set's."""
     if argument is None:
         if data_names is None:
             raise ValueError("The data set names no classes; pass --classes with the names in the order of the mask ids.")
         return normalise_class_names(list(data_names))
-    if Path(argument).is_file():
-        classes = normalise_class_names([name.split("|") for name in read_class_names(argument)])
-    else:
-        classes = parse_class_names(argument)
+    classes = class_names_of_argument(argument)
     if data_names is not None and len(classes) != len(data_names):
         raise ValueError(
-            f"--classes names {len(classes)} classes, but the data set has {len(data_names)}: {list(data_names)}. "
-            "Give one class per id, in the order of the ids."
+            f"--classes names {len(classes)} classes, but the data set has {len(data_names)}: "
+            f"{[names[0] for names in data_names]}. Give one class per id, in the order of the ids."
         )
     return classes
 
@@ -214,7 +211,7 @@ def evaluate(arguments: argparse.Namespace, command_line: Sequence[str]) -> dict
     override_settings(model, processor, arguments)
 
     source = open_source(arguments, arguments.split, arguments.limit)
-    classes = choose_classes(arguments.classes, source.class_names)
+    classes = choose_classes(arguments.classes, source.class_synonyms)
     names = [synonyms[0] for synonyms in classes]
     unseen = unseen_class_ids(arguments.unseen, names)
     prompts = names_for_model(classes, model, arguments)

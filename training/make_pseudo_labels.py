@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 
 from hf_clipseg import SegmentationProcessor, VplForSemanticSegmentation
+from hf_clipseg.class_files import class_names_of_argument
 from hf_clipseg.pseudo_labels import REFINEMENTS
-from hf_clipseg.text_bank import parse_class_names
 
 from .pseudo_masks import write_pseudo_labels
 from .tagged_images import TaggedImages, load_tagged_images
@@ -37,7 +37,7 @@ def open_source(arguments: argparse.Namespace, class_names=None) -> TaggedImages
     """The images that the arguments name; `class_names` where a model already fixes them."""
     return load_tagged_images(
         arguments.dataset_name, arguments.train_split, arguments.labels_csv,
-        class_names or (parse_class_names(arguments.classes) if arguments.classes else None),
+        class_names or (class_names_of_argument(arguments.classes) if arguments.classes else None),
         arguments.max_train_samples, arguments.data_seed, arguments.dataset_config, arguments.image_column,
         arguments.labels_column,
     )  # fmt: skip

@@ -183,7 +183,7 @@ def choose_class_names(args: argparse.Namespace, source) -> list[list[str]]:
             f"{args.dataset_name} names no classes. Pass --classes with a file that has one name per line, in the order of the "
             "labels (after --reduce_labels or --id_map)."
         )
-    return normalise_class_names([name.split("|") for name in source.class_names])
+    return normalise_class_names(source.class_synonyms)
 
 
 def build_model(args: argparse.Namespace, processor: SegmentationProcessor, class_names: list[list[str]]):
