@@ -32,12 +32,12 @@ from hf_clipseg.checkpoints import (
     hub_answers,
     is_cached,
 )
-from hf_clipseg.clip_backbone import KEEPS_RESIDUAL
-from hf_clipseg.comparison import Comparison, Grouping, area_table, share_classes
-from hf_clipseg.group_maps import segment_groups
-from hf_clipseg.image_io import load_image
-from hf_clipseg.inference import segment
-from hf_clipseg.text_bank import parse_class_names
+from hf_clipseg.clip.clip_backbone import KEEPS_RESIDUAL
+from hf_clipseg.clip.text_bank import parse_class_names
+from hf_clipseg.drawing.comparison import Comparison, Grouping, area_table, share_classes
+from hf_clipseg.models.cocu.group_maps import segment_groups
+from hf_clipseg.processing.image_io import load_image
+from hf_clipseg.processing.inference import segment
 
 HUB_CLIP = "openai/clip-vit-base-patch16"
 FIRST_CHECKPOINT = "mask-clip-toyscapes"  # ticked when the page opens, unless the command names others

@@ -6,24 +6,24 @@ Importing the package registers every method with transformers' Auto classes.
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .configuration_cocu import CocuConfig
-from .configuration_mask_clip import MaskClipConfig
-from .configuration_mta_clip import MtaClipConfig
-from .configuration_mvp_seg import MvpSegConfig
-from .configuration_mvp_seg_plus import MvpSegPlusConfig
-from .configuration_pixel_text_clip import PixelTextClipConfig
-from .configuration_vpl import VplConfig
-from .image_processing_segmentation import SegmentationImageProcessor
-from .modeling_cocu import CocuForSemanticSegmentation
-from .modeling_mask_clip import MaskClipForSemanticSegmentation
-from .modeling_mta_clip import MtaClipForSemanticSegmentation
-from .modeling_mvp_seg import MvpSegForSemanticSegmentation
-from .modeling_mvp_seg_plus import MvpSegPlusForSemanticSegmentation
-from .modeling_pixel_text_clip import PixelTextClipForSemanticSegmentation
-from .modeling_vpl import VplForSemanticSegmentation
+from .localization.prototypes import VisionPrototypes
+from .models.cocu.configuration_cocu import CocuConfig
+from .models.cocu.modeling_cocu import CocuForSemanticSegmentation
+from .models.mask_clip.configuration_mask_clip import MaskClipConfig
+from .models.mask_clip.modeling_mask_clip import MaskClipForSemanticSegmentation
+from .models.mta_clip.configuration_mta_clip import MtaClipConfig
+from .models.mta_clip.modeling_mta_clip import MtaClipForSemanticSegmentation
+from .models.mvp_seg.configuration_mvp_seg import MvpSegConfig
+from .models.mvp_seg.modeling_mvp_seg import MvpSegForSemanticSegmentation
+from .models.mvp_seg_plus.configuration_mvp_seg_plus import MvpSegPlusConfig
+from .models.mvp_seg_plus.modeling_mvp_seg_plus import MvpSegPlusForSemanticSegmentation
+from .models.pixel_text_clip.configuration_pixel_text_clip import PixelTextClipConfig
+from .models.pixel_text_clip.modeling_pixel_text_clip import PixelTextClipForSemanticSegmentation
+from .models.vpl.configuration_vpl import VplConfig
+from .models.vpl.modeling_vpl import VplForSemanticSegmentation
 from .outputs import SegmentationOutput
-from .processing_segmentation import SegmentationProcessor
-from .prototypes import VisionPrototypes
+from .processing.image_processing_segmentation import SegmentationImageProcessor
+from .processing.processing_segmentation import SegmentationProcessor
 
 __version__ = "0.1.0"
 

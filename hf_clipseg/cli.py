@@ -23,12 +23,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from .atomic import replace_file
 from .checkpoints import SHIPPED, Checkpoint, LoadedCheckpoint, find_checkpoints, load_checkpoint
-from .image_io import load_image
-from .image_processing_segmentation import REFINEMENTS
-from .inference import segment
-from .label_files import index_picture, label_record
-from .overlay import overlay
-from .text_bank import parse_class_names
+from .clip.text_bank import parse_class_names
+from .drawing.label_files import index_picture, label_record
+from .drawing.overlay import overlay
+from .processing.image_io import load_image
+from .processing.image_processing_segmentation import REFINEMENTS
+from .processing.inference import segment
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 

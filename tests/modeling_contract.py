@@ -250,8 +250,8 @@ with torch.no_grad():
         """A field that nothing outside its configuration reads is a field that does nothing."""
         own = {field.name for field in dataclasses.fields(model.config)}
         own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-        source = "\n".join(path.read_text() for path in PACKAGE.glob("*.py") if not path.name.startswith("configuration_"))
-        source += (PACKAGE / "configuration_dense_clip.py").read_text()  # baked_class_ids reads class_names
+        source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if not path.name.startswith("configuration_"))
+        source += (PACKAGE / "models" / "configuration_dense_clip.py").read_text()  # baked_class_ids reads class_names
         unread = [name for name in sorted(own) if not re.search(rf"config\.{name}\b|self\.{name}\b", source)]
         assert not unread, f"nothing reads {unread}"
 

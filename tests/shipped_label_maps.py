@@ -18,8 +18,8 @@ from transformers import AutoModelForSemanticSegmentation
 from hf_clipseg import SegmentationProcessor, VplForSemanticSegmentation
 from hf_clipseg.atomic import replace_file
 from hf_clipseg.checkpoints import find_checkpoints
-from hf_clipseg.inference import segment
-from hf_clipseg.pseudo_labels import pseudo_labels
+from hf_clipseg.localization.pseudo_labels import pseudo_labels
+from hf_clipseg.processing.inference import segment
 from hf_clipseg.toyscapes import CLASS_NAMES, SYNONYMS, render
 
 CARDS = Path(__file__).parent.parent / "model_cards"

@@ -14,10 +14,10 @@ from PIL import Image
 import app as demo_app
 from hf_clipseg import toyscapes
 from hf_clipseg.checkpoints import find_checkpoints, load_checkpoint
-from hf_clipseg.image_io import load_image
-from hf_clipseg.inference import segment
-from hf_clipseg.overlay import overlay
-from hf_clipseg.palette import palette
+from hf_clipseg.drawing.overlay import overlay
+from hf_clipseg.drawing.palette import palette
+from hf_clipseg.processing.image_io import load_image
+from hf_clipseg.processing.inference import segment
 
 from .demo_checkpoints import CLOSED_CLASSES, save_demo_checkpoints
 

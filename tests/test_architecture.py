@@ -1,91 +1,138 @@
-"""The import directions of the package, read from the source with `ast`."""
+"""The import directions between rooms, read from the source with `ast`."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_clipseg"
-LEAVES = {"atomic", "constants", "outputs", "palette", "image_io"}
-TOOLS = {"similarity", "losses", "refinement", "metrics", "sliding_window", "upsampling"} | {
-    "contrastive",
-    "crf",
-    "distributed",
-    "group_segmentation",
-    "multi_view",
-    "prototype_rules",
-    "vpl_losses",
+TRAINING = ROOT / "training"
+
+LEAVES = {"atomic", "constants", "outputs"}
+TENSOR_TOOLS = {
+    "clip.contrastive",
+    "clip.distributed",
+    "clip.multi_view",
+    "clip.similarity",
+    "evaluation.metrics",
+    "localization.prototype_rules",
+    "models.losses",
+    "models.cocu.group_segmentation",
+    "models.vpl.vpl_losses",
+    "processing.sliding_window",
+    "processing.upsampling",
+    "refinement.crf",
+    "refinement.pamr",
 }
-BLOCKS = {"clip_backbone", "text_bank", "prompt_learner", "localization", "prototypes", "pseudo_labels", "vpl_decoder"} | {
-    "groupvit_backbone",
-    "class_files",
-    "feature_pyramid",
-    "timm_pyramid",
+"""Files that know torch and no CLIP, no picture, no configuration."""
+MAY_KNOW = {
+    "clip": {"leaves", "clip"},
+    "refinement": {"leaves", "refinement"},
+    "evaluation": {"leaves", "evaluation"},
+    "drawing": {"leaves", "drawing"},
+    "toyscapes": {"leaves", "toyscapes", "drawing"},
+    "processing": {"leaves", "processing", "clip", "refinement"},
+    "localization": {"leaves", "localization", "clip", "refinement", "processing"},
+    "models": {"leaves", "models", "clip", "localization", "processing"},
 }
+"""What each room may import; the files at the top of the package may import every room but `toyscapes`."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports; relative imports keep their dot."""
+    """Every module outside the package that a file imports, by its absolute name."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add("." * node.level + (node.module or ""))
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
     return found
 
 
-def siblings(path: Path) -> set[str]:
-    return {name.lstrip(".") for name in imports(path) if name.startswith(".")}
+def inner_imports(path: Path, root: Path = PACKAGE) -> set[str]:
+    """The modules below `root` that a file imports relatively, by their dotted names below it; "" is the package itself."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].relative_to(root)
+            found.add(".".join([*base.parts, *([node.module] if node.module else [])]))
+    return found
 
 
 def modules() -> dict[str, Path]:
-    return {path.stem: path for path in PACKAGE.glob("*.py")}
+    return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def test_the_package_is_flat_and_relative():
-    assert not [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
+def room(name: str) -> str:
+    """Where a module is: a room, "leaves", or "top"."""
+    if "." in name or (PACKAGE / name).is_dir():
+        return name.split(".")[0]
+    return "leaves" if name in LEAVES else "top"
+
+
+def test_imports_within_the_package_are_relative():
     for name, path in modules().items():
-        for imported in imports(path):
-            assert not imported.startswith("hf_clipseg"), f"{name} imports {imported}: write `from .name import X`"
-            assert not imported.startswith(".."), f"{name} imports {imported}: one level only"
+        assert not {other for other in imports(path) if other.split(".")[0] == "hf_clipseg"}, name
 
 
-def test_lower_floors_do_not_know_upper_ones():
-    allowed = {**{name: set() for name in LEAVES}, **{name: LEAVES | TOOLS for name in TOOLS}}
-    allowed.update({name: LEAVES | TOOLS | BLOCKS for name in BLOCKS})
+def test_file_names_are_unique():
+    """Code that is exported for the Hub lies side by side in one folder."""
+    stems = [path.stem for path in modules().values() if path.stem not in ("__init__", "__main__")]
+    assert not {stem for stem in stems if stems.count(stem) > 1}
+
+
+def test_rooms_know_only_lower_ones():
     for name, path in modules().items():
-        if name in allowed:
-            assert siblings(path) <= allowed[name], f"{name} imports {siblings(path) - allowed[name]}"
-    for name in TOOLS & modules().keys():
-        outside = {imported.split(".")[0] for imported in imports(modules()[name]) if not imported.startswith(".")}
+        if room(name) not in ("top", "leaves") and name:
+            unknown = {other for other in inner_imports(path) if room(other) not in MAY_KNOW[room(name)]}
+            assert not unknown, f"{name} imports {unknown}"
+        if room(name) == "leaves":
+            assert not inner_imports(path), name
+
+
+def test_tensor_tools_know_torch_alone():
+    for name in TENSOR_TOOLS:
+        path = modules()[name]
+        assert inner_imports(path) <= LEAVES | TENSOR_TOOLS, f"{name} imports {inner_imports(path)}"
+        outside = {imported.split(".")[0] for imported in imports(path)}
         assert outside <= {"torch", "math", "collections", "dataclasses"}, f"{name} imports {outside}"
 
 
 def test_methods_do_not_know_each_other():
     for name, path in modules().items():
-        if name.startswith("modeling_"):
-            others = {other for other in siblings(path) if other.startswith(("modeling_", "processing_"))}
-            assert not others, f"{name} imports {others}"
-        if name.startswith(("processing_", "image_processing_")):
-            assert not {other for other in siblings(path) if other.startswith("modeling_")}
+        own = name.split(".")
+        if own[0] != "models":
+            continue
+        methods = {other for other in inner_imports(path) if other.startswith("models.") and other.count(".") == 2}
+        foreign = {other for other in methods if len(own) < 3 or other.split(".")[1] != own[1]}
+        assert not foreign, f"{name} imports {foreign}"
+
+
+def test_processing_knows_no_model_and_only_the_top_knows_all():
+    for name, path in modules().items():
+        if room(name) not in ("top", "models") and name:
+            assert not {other for other in inner_imports(path) if room(other) in ("models", "top")}, name
 
 
 def test_scripts_and_app_stay_outside():
     for name, path in modules().items():
         top = {imported.split(".")[0] for imported in imports(path)}
-        assert not top & {"training", "app", "gradio", "tests", "accelerate"}, f"{name} imports {top}"
-    for path in (ROOT / "training").glob("*.py"):
-        assert not {imported.split(".")[0] for imported in imports(path)} & {"gradio", "app", "tests"}, path.name
+        assert not top & {"training", "app", "demo", "gradio", "tests", "accelerate"}, f"{name} imports {top}"
+    for path in TRAINING.rglob("*.py"):
+        assert not {imported.split(".")[0] for imported in imports(path)} & {"gradio", "app", "demo", "tests"}, path.name
 
 
-def test_only_its_own_modules_know_toyscapes():
+def test_only_its_own_room_knows_toyscapes():
     for name, path in modules().items():
-        if not name.startswith("toyscapes"):
-            assert not {other for other in siblings(path) if other.startswith("toyscapes")}, name
+        if room(name) != "toyscapes":
+            assert not {other for other in inner_imports(path) if other.startswith("toyscapes")}, name
 
 
 def test_nothing_is_pickled():
-    for path in [*PACKAGE.glob("*.py"), *(ROOT / "training").glob("*.py"), ROOT / "app.py"]:
-        if path.exists():
-            assert not {"pickle", "joblib", "dill"} & imports(path), path.name
-            assert "torch.save(" not in path.read_text(), f"{path.name} pickles"
+    for path in [*PACKAGE.rglob("*.py"), *TRAINING.rglob("*.py"), ROOT / "app.py"]:
+        assert not {"pickle", "joblib", "dill"} & imports(path), path.name
+        assert "torch.save(" not in path.read_text(), f"{path.name} pickles"

@@ -9,8 +9,8 @@ from PIL import Image
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.cli import find_pictures, main
-from hf_clipseg.inference import segment
-from hf_clipseg.label_files import index_picture, label_record
+from hf_clipseg.drawing.label_files import index_picture, label_record
+from hf_clipseg.processing.inference import segment
 
 from .tiny import save_tiny_clip
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPModel
 
-from hf_clipseg.metrics import ConfusionMatrix
+from hf_clipseg.evaluation.metrics import ConfusionMatrix
 from hf_clipseg.toyscapes import CLASS_NAMES
 
 from .shipped_label_maps import CARDS, SEGMENTERS, label_maps, load, scenes

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
-from hf_clipseg.class_files import class_names_of_argument
-from hf_clipseg.clip_backbone import KEEPS_RESIDUAL
-from hf_clipseg.text_bank import TEMPLATES
+from hf_clipseg.clip.class_files import class_names_of_argument
+from hf_clipseg.clip.clip_backbone import KEEPS_RESIDUAL
+from hf_clipseg.clip.text_bank import TEMPLATES
 from hf_clipseg.toyscapes import CLASS_NAMES
 
 

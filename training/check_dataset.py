@@ -1,4 +1,4 @@
-"""Shows what the labels of a data set look like, before anything is trained on it: `python -m training.data NAME`.
+"""Shows what the labels of a data set look like, before anything is trained on it: `python -m training.check_dataset NAME`.
 
 Prints the share of every stored label, what `--reduce_labels` and `--ignore_label` make of it, and draws one picture with its
 mask.
@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from hf_clipseg.constants import IGNORE_INDEX
-from hf_clipseg.overlay import overlay
+from hf_clipseg.drawing.overlay import overlay
 
-from .data import ToyscapesSource, load_source
+from .data.sources import ToyscapesSource, load_source
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.data", description="Shows the labels of a data set.")
+    parser = argparse.ArgumentParser(prog="python -m training.check_dataset", description="Shows the labels of a data set.")
     parser.add_argument("dataset_name", help="toyscapes, a preset (voc, ade20k, ...), a Hub id, or a folder")
     parser.add_argument("--split", default="train", help="(%(default)s)")
     parser.add_argument("--config_name", help="configuration of a Hub data set")
@@ -75,3 +75,7 @@ def label_name(class_names: Sequence[str] | None, label: int) -> str:
     if class_names is None:
         return ""
     return class_names[label] if 0 <= label < len(class_names) else "OUT OF RANGE"
+
+
+if __name__ == "__main__":
+    main()

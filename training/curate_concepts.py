@@ -21,9 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
-from .caption_sources import add_source_arguments, source_options
-from .concept_search import EXACT, build_index, save_index
-from .curation_stages import (
+from .curation.concept_search import EXACT, build_index, save_index
+from .curation.curation_stages import (
     CONCEPT_TEMPLATE,
     ClipEncoder,
     CurationSettings,
@@ -33,10 +32,11 @@ from .curation_stages import (
     SearchShard,
     summarise,
 )
-from .curation_store import CurationStore, claim_folder
-from .provenance import write_json
-from .tokenization import NounVocabulary
-from .vocabulary import mine_concepts
+from .curation.curation_store import CurationStore, claim_folder
+from .curation.tokenization import NounVocabulary
+from .curation.vocabulary import mine_concepts
+from .data.caption_sources import add_source_arguments, source_options
+from .engine.provenance import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         engine = run_locally(accelerator)
         if args.engine == "ray":
-            from .concept_ray import run_on_ray
+            from .curation.concept_ray import run_on_ray
 
             engine = run_on_ray(args.ray_workers, settings.device)
         summary = curate(settings, args, accelerator, engine)

@@ -6,8 +6,8 @@
 MODEL is a folder or Hub id: a method of this package, or a plain CLIP, which is run as MaskCLIP. Under `accelerate launch`
 the images are divided over the processes; counts are summed, so the figures do not depend on how many there are. (On CPUs
 `accelerate launch` starts one process whatever it is told; `torchrun --standalone --nproc_per_node 2 -m training.evaluate`
-starts two.) Scores are taken at the size of the masks. What each figure means stands in `hf_clipseg.metrics` and
-`training.oracle`.
+starts two.) Scores are taken at the size of the masks. What each figure means stands in `hf_clipseg.evaluation.metrics` and
+`training.evaluation.oracle`.
 """
 
 import argparse
@@ -22,17 +22,17 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from hf_clipseg.checkpoints import load_checkpoint
-from hf_clipseg.class_files import class_names_of_argument
-from hf_clipseg.clip_backbone import KEEPS_RESIDUAL
-from hf_clipseg.image_processing_segmentation import REFINEMENTS
-from hf_clipseg.overlay import contact_sheet, overlay
-from hf_clipseg.text_bank import normalise_class_names
+from hf_clipseg.clip.class_files import class_names_of_argument
+from hf_clipseg.clip.clip_backbone import KEEPS_RESIDUAL
+from hf_clipseg.clip.text_bank import normalise_class_names
+from hf_clipseg.drawing.overlay import contact_sheet, overlay
+from hf_clipseg.processing.image_processing_segmentation import REFINEMENTS
 
-from .data import load_source
-from .oracle import PatchClassifier, collect_patches, fit_linear_probe, fit_prototypes
-from .provenance import provenance, write_json
-from .scoring import score
-from .splits import SPLITS, unseen_class_ids
+from .data.sources import load_source
+from .data.splits import SPLITS, unseen_class_ids
+from .engine.provenance import provenance, write_json
+from .evaluation.oracle import PatchClassifier, collect_patches, fit_linear_probe, fit_prototypes
+from .evaluation.scoring import score
 
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -158,7 +158,7 @@ def fit_oracles(
 
 
 def inference_options(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
-    """The options that go to `hf_clipseg.inference.segment` as they are."""
+    """The options that go to `hf_clipseg.processing.inference.segment` as they are."""
     names = ("window", "stride", "scales", "flip", "refinement", "batch_size", "templates")
     options = {name: getattr(arguments, name) for name in names}
     return options | {"autocast_dtype": AUTOCAST[accelerator.mixed_precision]}

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 
 from hf_clipseg import SegmentationProcessor, VplForSemanticSegmentation
-from hf_clipseg.class_files import class_names_of_argument
-from hf_clipseg.pseudo_labels import REFINEMENTS
+from hf_clipseg.clip.class_files import class_names_of_argument
+from hf_clipseg.localization.pseudo_labels import REFINEMENTS
 
-from .pseudo_masks import write_pseudo_labels
-from .tagged_images import TaggedImages, load_tagged_images
+from .data.pseudo_masks import write_pseudo_labels
+from .data.tagged_images import TaggedImages, load_tagged_images
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,13 +33,13 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from hf_clipseg.toyscapes import CAPTION_NOUNS
 
-from .augmentation import colour_jitter, normalise, resize
-from .caption_cache import CachedCaptions
-from .contrastive import ClipForPretraining, NounLoss
-from .data import load_captions
-from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
-from .optim import make_schedule, parameter_groups
-from .tokenization import NOUN_TEMPLATES, NounVocabulary, build_word_tokenizer, mine_nouns
+from .curation.tokenization import NOUN_TEMPLATES, NounVocabulary, build_word_tokenizer, mine_nouns
+from .data.augmentation import colour_jitter, normalise, resize
+from .data.caption_cache import CachedCaptions
+from .data.sources import load_captions
+from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .engine.optim import make_schedule, parameter_groups
+from .pretraining.contrastive import ClipForPretraining, NounLoss
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Trains a GroupViT on captions and curated concepts (CoCu), or on captions alone (the GroupViT baseline).
 
 Paper: Xing et al., NeurIPS 2023, arXiv 2309.13505, on Xu et al., CVPR 2022, arXiv 2202.11094. Texts of an image: its caption
-and M = 3 concepts, each in a random template, padded with the caption; the losses are in `hf_clipseg.contrastive`.
+and M = 3 concepts, each in a random template, padded with the caption; the losses are in `hf_clipseg.clip.contrastive`.
 Commands:  python -m training.curate_concepts --output_dir runs/concepts
            START="--start_from_clip model_cards/clip-toyscapes --freeze_vision"
            python -m training.train_cocu --concepts runs/concepts $START --output_dir runs/cocu
@@ -30,20 +30,20 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer, CLIPModel, GroupViTConfig, PreTrainedTokenizerFast
 
 from hf_clipseg import CocuConfig, CocuForSemanticSegmentation, SegmentationImageProcessor, SegmentationProcessor
-from hf_clipseg.configuration_cocu import BACKGROUND, POOLINGS
-from hf_clipseg.metrics import summarise
+from hf_clipseg.evaluation.metrics import summarise
+from hf_clipseg.models.cocu.configuration_cocu import BACKGROUND, POOLINGS
 
-from .augmentation import colour_jitter, normalise, resize
-from .caption_cache import CachedCaptions
-from .caption_sources import SelectedRows, add_source_arguments, open_captions, source_options
-from .clip_start import start_from_clip
-from .concept_table import ConceptTable
-from .concepts import SAMPLING, random_for
-from .data import load_source
-from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
-from .optim import make_schedule, parameter_groups
-from .scoring import score
-from .tokenization import NOUN_TEMPLATES, build_word_tokenizer
+from .curation.concept_table import ConceptTable
+from .curation.concepts import SAMPLING, random_for
+from .curation.tokenization import NOUN_TEMPLATES, build_word_tokenizer
+from .data.augmentation import colour_jitter, normalise, resize
+from .data.caption_cache import CachedCaptions
+from .data.caption_sources import SelectedRows, add_source_arguments, open_captions, source_options
+from .data.sources import load_source
+from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .engine.optim import make_schedule, parameter_groups
+from .evaluation.scoring import score
+from .pretraining.clip_start import start_from_clip
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ Commands:
 
 This repository has not measured the ade20k and cityscapes presets. Under them a step must see 16 images in all: processes x
 `--train_batch_size` x `--gradient_accumulation_steps`; the script warns where it does not.
-`python -m training.data NAME` shows what the labels of a data set look like; run it first.
+`python -m training.check_dataset NAME` shows what the labels of a data set look like; run it first.
 """
 
 import argparse
@@ -37,16 +37,16 @@ from hf_clipseg import (
     PixelTextClipForSemanticSegmentation,
     SegmentationProcessor,
 )
-from hf_clipseg.configuration_mta_clip import CONTRASTIVE_FORMS
-from hf_clipseg.mask_text_loss import DivergedError
-from hf_clipseg.text_bank import normalise_class_names, weights_fingerprint
+from hf_clipseg.clip.text_bank import normalise_class_names, weights_fingerprint
+from hf_clipseg.models.mta_clip.configuration_mta_clip import CONTRASTIVE_FORMS
+from hf_clipseg.models.mta_clip.mask_text_loss import DivergedError
 
-from .data import load_source
-from .feature_cache import CachedFeatures, CropCache, CropSettings
-from .loop import TrainingSettings, add_training_arguments, make_accelerator, train
-from .masked_crops import MaskedCrops, RandomCropSettings, collate
-from .optim import make_schedule, parameter_groups
-from .scoring import score
+from .data.feature_cache import CachedFeatures, CropCache, CropSettings
+from .data.masked_crops import MaskedCrops, RandomCropSettings, collate
+from .data.sources import load_source
+from .engine.loop import TrainingSettings, add_training_arguments, make_accelerator, train
+from .engine.optim import make_schedule, parameter_groups
+from .evaluation.scoring import score
 
 logger = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from hf_clipseg import MvpSegForSemanticSegmentation, SegmentationProcessor
-from hf_clipseg.configuration_mvp_seg import ORTHOGONALITY, PRESENCE_LOSSES, REFINEMENT
-from hf_clipseg.multi_view import FUSIONS, fused_embeds
-from hf_clipseg.text_bank import average_templates
+from hf_clipseg.clip.multi_view import FUSIONS, fused_embeds
+from hf_clipseg.clip.text_bank import average_templates
+from hf_clipseg.models.mvp_seg.configuration_mvp_seg import ORTHOGONALITY, PRESENCE_LOSSES, REFINEMENT
 
-from .data import load_source
-from .feature_cache import CropCache, CropSettings, cache_features
-from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
-from .optim import make_schedule
-from .zero_shot import ZeroShotLabels, add_zero_shot_arguments, check_prompts_fit, choose_split
+from .data.feature_cache import CropCache, CropSettings, cache_features
+from .data.sources import load_source
+from .data.zero_shot import ZeroShotLabels, add_zero_shot_arguments, check_prompts_fit, choose_split
+from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .engine.optim import make_schedule
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from torch.utils.data import Dataset
 
 from hf_clipseg import MvpSegForSemanticSegmentation, MvpSegPlusForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.constants import IGNORE_INDEX
-from hf_clipseg.losses import segmentation_cross_entropy
+from hf_clipseg.models.losses import segmentation_cross_entropy
 
-from .feature_cache import CropCache, cache_pixels
-from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
-from .optim import make_schedule, parameter_groups
+from .data.feature_cache import CropCache, cache_pixels
+from .data.zero_shot import ZeroShotLabels, add_zero_shot_arguments, choose_split
+from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .engine.optim import make_schedule, parameter_groups
 from .train_mvp_seg import crop_settings, open_training_data, save
-from .zero_shot import ZeroShotLabels, add_zero_shot_arguments, choose_split
 
 logger = logging.getLogger(__name__)
 

@@ -22,17 +22,17 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_clipseg import SegmentationProcessor, VisionPrototypes, VplForSemanticSegmentation
-from hf_clipseg.localization import PLAIN, LocalizationSettings
-from hf_clipseg.prototype_rules import REGION_MAPS, RULES, TARGETS, PrototypeSettings
-from hf_clipseg.pseudo_labels import REFINEMENTS
-from hf_clipseg.text_bank import weights_fingerprint
+from hf_clipseg.clip.text_bank import weights_fingerprint
+from hf_clipseg.localization.localization import PLAIN, LocalizationSettings
+from hf_clipseg.localization.prototype_rules import REGION_MAPS, RULES, TARGETS, PrototypeSettings
+from hf_clipseg.localization.pseudo_labels import REFINEMENTS
 
-from .feature_cache import CropCache, CropSettings
-from .loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .data.feature_cache import CropCache, CropSettings
+from .data.pseudo_masks import PseudoMasks, write_pseudo_labels
+from .data.tagged_images import TaggedImages
+from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .engine.optim import make_schedule, parameter_groups
 from .make_pseudo_labels import add_data_arguments, open_source
-from .optim import make_schedule, parameter_groups
-from .pseudo_masks import PseudoMasks, write_pseudo_labels
-from .tagged_images import TaggedImages
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Running CLIP on images and on names of classes, and comparing the two."""

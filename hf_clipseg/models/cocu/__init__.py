@@ -1,0 +1,1 @@
+"""CoCu and GroupViT: learnt from captions."""

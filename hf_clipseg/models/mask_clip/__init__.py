@@ -1,0 +1,1 @@
+"""MaskCLIP, SCLIP, ClearCLIP, NACLIP: nothing is trained."""

@@ -1,0 +1,77 @@
+"""Training-free segmentation with a frozen CLIP.
+
+Paper: "Extract Free Dense Labels from CLIP" (MaskCLIP), Zhou, Loy and Dai, ECCV 2022, arXiv 2112.01071; the attention variants
+of its successors are listed in `clip_backbone`.
+Deviations: features are L2-normalised and scaled by CLIP's own logit scale; the paper's key smoothing and prompt denoising are
+left out (`refinement` does more for the former, a chosen vocabulary for the latter).
+"""
+
+import torch
+
+from ...clip.similarity import cosine_maps, max_over_synonyms
+from ...outputs import SegmentationOutput
+from ..dense_clip import DenseClipPreTrainedModel
+from ..losses import segmentation_cross_entropy
+from .configuration_mask_clip import MaskClipConfig
+
+
+class MaskClipForSemanticSegmentation(DenseClipPreTrainedModel):
+    """Dense CLIP features compared with class texts; no weight beyond CLIP's own.
+
+    ```python
+    >>> model = MaskClipForSemanticSegmentation.from_clip("openai/clip-vit-base-patch16", attention_variant="naclip")
+    >>> processor = SegmentationProcessor.from_clip("openai/clip-vit-base-patch16")
+    >>> inputs = processor(images=image, class_names=["sky", ["boat", "ship"]], return_tensors="pt")
+    >>> maps = processor.post_process_semantic_segmentation(model(**inputs), target_sizes=[image.size[::-1]])
+    ```
+    """
+
+    config_class = MaskClipConfig
+
+    def __init__(self, config: MaskClipConfig):
+        super().__init__(config)
+        self.build_clip(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        name_ids: torch.Tensor | None = None,
+        class_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SegmentationOutput | tuple:
+        """
+        Args:
+            pixel_values: `(batch, 3, height, width)`, any size.
+            input_ids: `(prompts, length)` tokens of all class prompts, from the processor; baked classes where left out.
+            name_ids: `(prompts,)`, the name each prompt was made from.
+            class_ids: `(names,)`, the class each name belongs to.
+            labels: `(batch, H, W)` int64 masks, 255 ignored; adds the cross-entropy as `loss`.
+            output_hidden_states: also return the input of the first block and the output of every block.
+            return_dict: `False` returns a tuple.
+
+        Returns:
+            `SegmentationOutput` with `logits (batch, classes, h, w)` on the patch grid.
+        """
+        patch_embeds = self.dense_features(pixel_values)
+        name_embeds, class_ids = self.resolve_classes(input_ids, name_ids, class_ids)
+        cosines = max_over_synonyms(cosine_maps(patch_embeds, name_embeds.to(patch_embeds.dtype)), class_ids)
+        logits = self.clip.logit_scale.exp() * cosines
+
+        loss = None if labels is None else segmentation_cross_entropy(logits, labels)
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = SegmentationOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=self.clip.hidden_states(pixel_values) if wants_states else None,
+            losses=None if loss is None else {"cross_entropy": loss.detach()},
+            patch_embeds=patch_embeds,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def dense_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """L2-normalised features `(batch, h, w, dim)` of `pixel_values (batch, 3, height, width)`, as configured."""
+        return self.clip.dense_features(pixel_values, self.config.attention_variant, self.config.keep_residual)

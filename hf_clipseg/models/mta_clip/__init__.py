@@ -1,0 +1,1 @@
+"""MTA-CLIP: learnt from masks, mask by mask."""

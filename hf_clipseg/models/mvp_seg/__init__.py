@@ -1,0 +1,1 @@
+"""MVP-SEG: prompts learnt from masks of seen classes."""

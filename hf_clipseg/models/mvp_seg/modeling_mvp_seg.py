@@ -1,0 +1,235 @@
+"""MVP-SEG: learnable prompts that look at a frozen CLIP from several views.
+
+Paper: "MVP-SEG: Multi-View Prompt Learning for Open-Vocabulary Semantic Segmentation", Guo et al., PRCV 2023, arXiv 2304.06957.
+k prompts each give a map per class, `m_i = features . text_i`; their sum is the segmentation. One more, global prompt gives
+`g_c`, the probability that class c is in the image, which scales the map of the class (Global Prompt Refining).
+
+Symbols: p_0..p_k `prompts.contexts`; m_i `view_maps`; tau_1 `exp(mask_scale) / k`; 1 / tau_2 `exp(presence_scale)`;
+b `presence_threshold`; log g_c `logsigmoid(presence_logits)`; L_seg, L_cls, L_OC `losses`.
+
+Deviations, each with the paper's form kept as a configuration:
+- `fusion`: a sum of views is one embedding per class (see `multi_view`); non-linear fusions keep the views apart.
+- `presence_loss="multilabel"`: with positives only, g = 1 everywhere is a perfect solution.
+- `global_refinement="threshold"`: without b, g < 1/2 needs a negative cosine, which CLIP hardly ever gives.
+- `orthogonality="text"`: mean prompt tokens are nearly orthogonal at random initialisation, the texts that they make are not.
+- The refined mask `softmax(m_f) g` is kept as `m_f + log g`: the same argmax, and a proper cross-entropy.
+- L_cls is a mean over classes, not a sum, so that its weight does not depend on the size of the vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from ...clip.multi_view import fused_logits, pairwise_overlap, view_maps
+from ...clip.prompt_learner import INITIAL_STANDARD_DEVIATION, PromptLearner
+from ...clip.similarity import cosine_maps, max_over_synonyms
+from ...constants import IGNORE_INDEX
+from ...outputs import SegmentationOutput
+from ..dense_clip import DenseClipPreTrainedModel
+from ..losses import segmentation_cross_entropy
+from .configuration_mvp_seg import MvpSegConfig
+
+INITIAL_PRESENCE_SCALE = 20.0
+INITIAL_PRESENCE_THRESHOLD = 0.2
+
+
+@dataclass
+class MvpSegOutput(SegmentationOutput):
+    """
+    Args:
+        presence_logits (`torch.Tensor` of shape `(batch, classes)`): `logit(g_c)`; None without Global Prompt Refining.
+        view_embeds (`torch.Tensor` of shape `(1 + views, names, dim)`): text embeddings, the global prompt first.
+        view_maps (`torch.Tensor` of shape `(batch, 1 + views, names, height, width)`): cosine of every patch with every view,
+            the global prompt first, on request.
+    """
+
+    presence_logits: torch.FloatTensor | None = None
+    view_embeds: torch.FloatTensor | None = None
+    view_maps: torch.FloatTensor | None = None
+
+
+class MvpSegForSemanticSegmentation(DenseClipPreTrainedModel):
+    """Open-vocabulary segmentation with learned prompts; CLIP itself stays frozen.
+
+    Training needs the classes' tokens in every call (`processor(images=..., segmentation_maps=..., class_names=...)`), because
+    the prompts are learned through them. `set_classes` then bakes the views, and inference needs no text encoder.
+
+    ```python
+    >>> model = MvpSegForSemanticSegmentation.from_clip("openai/clip-vit-base-patch16", num_views=3)
+    >>> processor = SegmentationProcessor.from_clip("openai/clip-vit-base-patch16", templates="name")
+    >>> outputs = model.train()(**processor(images=image, segmentation_maps=mask, class_names=["sky", "boat"]))
+    >>> outputs.loss.backward()  # reaches the prompts, the two temperatures and the threshold
+    ```
+    """
+
+    config_class = MvpSegConfig
+
+    def __init__(self, config: MvpSegConfig):
+        super().__init__(config)
+        self.build_clip(config)
+        self.prompts = PromptLearner(1 + config.num_views, config.num_prompt_tokens, config.clip_config.text_config.hidden_size)
+        self.mask_scale = nn.Parameter(torch.empty(()))
+        self.presence_scale = nn.Parameter(torch.empty(()))
+        self.presence_threshold = nn.Parameter(torch.empty(()))
+        if self.class_embeds is not None:
+            self.class_embeds = self.class_embeds.expand(1 + config.num_views, -1, -1).clone()
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, PromptLearner):
+            init.normal_(module.contexts, std=INITIAL_STANDARD_DEVIATION)
+        elif module is self:
+            init.constant_(self.mask_scale, self.config.clip_config.logit_scale_init_value)
+            init.constant_(self.presence_scale, torch.tensor(INITIAL_PRESENCE_SCALE).log())
+            init.constant_(self.presence_threshold, INITIAL_PRESENCE_THRESHOLD if self.uses_threshold else 0.0)
+
+    @property
+    def uses_threshold(self) -> bool:
+        return self.config.global_refinement == "threshold"
+
+    def train(self, mode: bool = True):
+        """Freezes what is not learned, here because `from_pretrained` makes every parameter anew and ends in `eval()`."""
+        self.clip.requires_grad_(False)
+        self.presence_threshold.requires_grad_(self.uses_threshold)
+        return super().train(mode)
+
+    @classmethod
+    def from_clip(cls, pretrained_model_name_or_path, **kwargs):
+        """See [`DenseClipPreTrainedModel.from_clip`]. The maps start at the scale that CLIP was trained with."""
+        model = super().from_clip(pretrained_model_name_or_path, **kwargs)
+        model.mask_scale.data.copy_(model.clip.logit_scale)
+        return model
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        name_ids: torch.Tensor | None = None,
+        class_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        patch_embeds: torch.Tensor | None = None,
+        output_view_maps: bool = False,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MvpSegOutput | tuple:
+        """
+        Args:
+            pixel_values: `(batch, 3, height, width)`, any size.
+            input_ids: `(prompts, length)` tokens of all class prompts, from the processor; baked classes where left out.
+            name_ids: `(prompts,)`, the name each prompt was made from.
+            class_ids: `(names,)`, the class each name belongs to.
+            labels: `(batch, H, W)` int64 masks, 255 ignored; adds `loss` and the named `losses`.
+            patch_embeds: `(batch, h, w, dim)` from `dense_features`, in place of `pixel_values`: CLIP is frozen, so training
+                can compute them once.
+            output_view_maps: also return the map of every view.
+            output_hidden_states: also return the input of the first block and the output of every block.
+            return_dict: `False` returns a tuple.
+
+        Returns:
+            `MvpSegOutput` with `logits (batch, classes, h, w)` on the patch grid.
+        """
+        if (pixel_values is None) == (patch_embeds is None):
+            raise ValueError("Pass pixel_values or patch_embeds, and not both.")
+        if self.training and labels is not None and input_ids is None:
+            raise ValueError(
+                "Prompts are learned through the tokens of the class names, and none were passed. Train with "
+                "processor(images=..., segmentation_maps=..., class_names=[...]); set_classes comes after training."
+            )
+        if patch_embeds is None:
+            patch_embeds = self.dense_features(pixel_values)
+        view_embeds, class_ids = self.resolve_classes(input_ids, name_ids, class_ids)
+        view_embeds = view_embeds.to(patch_embeds.dtype)
+
+        scores = fused_logits(patch_embeds, view_embeds[1:], self.mask_scale.exp(), self.config.fusion)
+        logits = max_over_synonyms(scores, class_ids)
+        presence_logits = self.presence(patch_embeds, view_embeds[0], class_ids)
+        if presence_logits is not None:
+            logits = logits + nn.functional.logsigmoid(presence_logits)[:, :, None, None]
+
+        losses = None if labels is None else self.losses(logits, presence_logits, view_embeds, labels)
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = MvpSegOutput(
+            loss=None if losses is None else self.total_loss(losses),
+            logits=logits,
+            hidden_states=self.clip.hidden_states(pixel_values) if wants_states else None,
+            losses=None if losses is None else {name: loss.detach() for name, loss in losses.items()},
+            patch_embeds=patch_embeds,
+            presence_logits=presence_logits,
+            view_embeds=view_embeds,
+            view_maps=view_maps(patch_embeds, view_embeds) if output_view_maps else None,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def dense_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """L2-normalised features `(batch, h, w, dim)` of `pixel_values (batch, 3, height, width)`, as configured."""
+        return self.clip.dense_features(pixel_values, self.config.attention_variant, self.config.keep_residual)
+
+    def encode_names(self, input_ids: torch.Tensor, name_ids: torch.Tensor) -> torch.Tensor:
+        """Every view of every name `(1 + views, names, dim)`, the global prompt first. Cached outside training.
+
+        Args:
+            input_ids: `(prompts, length)`; several prompts of one name are averaged.
+            name_ids: `(prompts,)`, the name of each prompt.
+        """
+        if self.training and torch.is_grad_enabled():
+            return self.prompts.encode_names(self.clip, input_ids, name_ids)
+        key = self.text_cache.key([*self.clip.text_weights(), self.prompts.contexts], input_ids, name_ids)
+        view_embeds = self.text_cache.get(key)
+        if view_embeds is None:
+            with torch.no_grad():
+                view_embeds = self.prompts.encode_names(self.clip, input_ids, name_ids)
+            self.text_cache.put(key, view_embeds)
+        return view_embeds
+
+    def presence(self, patch_embeds: torch.Tensor, name_embeds: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor | None:
+        """`logit(g)` `(batch, classes)` of the global prompt's `name_embeds (names, dim)`; None without refinement."""
+        if self.config.global_refinement == "none":
+            return None
+        maps = max_over_synonyms(cosine_maps(patch_embeds, name_embeds), class_ids).flatten(2)
+        pooled = (maps * (self.config.pooling_scale * maps).softmax(dim=-1)).sum(dim=-1)
+        return (pooled - self.presence_threshold) * self.presence_scale.exp()
+
+    def losses(
+        self, logits: torch.Tensor, presence_logits: torch.Tensor | None, view_embeds: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The paper's L_seg, L_cls and L_OC, unweighted; those that the configuration turns off are left out."""
+        losses = {"segmentation": segmentation_cross_entropy(logits, labels)}
+        if presence_logits is not None:
+            losses["presence"] = presence_loss(presence_logits, labels, self.config.presence_loss)
+        if self.config.orthogonality != "none":
+            vectors = self.prompts.contexts.mean(dim=1) if self.config.orthogonality == "prompt" else view_embeds
+            is_supervised = (labels != IGNORE_INDEX).any()  # a batch without a label teaches nothing
+            losses["orthogonality"] = pairwise_overlap(vectors[1:]) * is_supervised
+        return losses
+
+    def total_loss(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        weights = {
+            "segmentation": self.config.segmentation_weight,
+            "presence": self.config.presence_weight,
+            "orthogonality": self.config.orthogonality_weight,
+        }
+        return sum(weights[name] * loss for name, loss in losses.items())
+
+
+def classes_in_masks(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Which classes `labels (batch, height, width)` show, `(batch, classes)` bool; ignored pixels show none."""
+    counts = torch.zeros(len(labels), IGNORE_INDEX + 1, dtype=torch.bool, device=labels.device)
+    return counts.scatter_(1, labels.flatten(1), True)[:, :num_classes]
+
+
+def presence_loss(presence_logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
+    """Cross-entropy of "is this class in the image"; images without a single label take no part.
+
+    Args:
+        presence_logits: `(batch, classes)`.
+        labels: `(batch, height, width)` int64, 255 ignored.
+        kind: `positive` averages `-log g` over the classes that are present (paper), `multilabel` over all classes.
+    """
+    present = classes_in_masks(labels, presence_logits.shape[1])
+    per_class = nn.functional.binary_cross_entropy_with_logits(presence_logits.float(), present.float(), reduction="none")
+    counted = present if kind == "positive" else present.any(dim=1, keepdim=True).expand_as(present)
+    return (per_class * counted).sum() / counted.sum().clamp(min=1)

@@ -1,0 +1,1 @@
+"""MVP-SEG+: a student of MVP-SEG's prompts."""

@@ -1,0 +1,1 @@
+"""The pixel-text baseline: learnt from masks, pixel by pixel."""

@@ -1,0 +1,254 @@
+"""What the methods that learn from masks share: a fixed list of classes read through learned prompts, and CLIP's features as a
+pyramid behind Mask2Former's pixel decoder.
+
+The pixel decoder is transformers' `Mask2FormerPixelDecoder`, multi-scale deformable attention in pure PyTorch (Zhu et al. 2020,
+arXiv 2010.04159). Outside of transformers' own model nothing would initialise it properly: see `initialise_as_mask2former`.
+"""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from transformers import CLIPModel, Mask2FormerConfig
+from transformers import initialization as init
+from transformers.models.mask2former.modeling_mask2former import (
+    Mask2FormerMaskedAttentionDecoderLayer,
+    Mask2FormerPixelDecoder,
+    Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention,
+    Mask2FormerPixelDecoderOutput,
+    Mask2FormerPredictionBlock,
+    Mask2FormerPreTrainedModel,
+)
+
+from ..clip.feature_pyramid import FeaturePyramid
+from ..clip.prompt_learner import INITIAL_STANDARD_DEVIATION, PromptLearner
+from ..clip.text_bank import ClassName, normalise_class_names
+from ..clip.timm_pyramid import TimmPyramid
+from .configuration_supervised_clip import PYRAMID_LEVELS, SupervisedClipConfig
+from .dense_clip import DenseClipPreTrainedModel
+
+INITIALISED_BY_MASK2FORMER = (
+    Mask2FormerPixelDecoder,
+    Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention,
+    Mask2FormerMaskedAttentionDecoderLayer,
+    Mask2FormerPredictionBlock,
+)
+
+
+def pixel_decoder_config(config: SupervisedClipConfig, **fields) -> Mask2FormerConfig:
+    """What transformers' Mask2Former modules are built from; the strides only say that each level halves the size."""
+    return Mask2FormerConfig(
+        feature_size=config.hidden_dim,
+        mask_feature_size=config.hidden_dim,
+        hidden_dim=config.hidden_dim,
+        num_attention_heads=config.num_attention_heads,
+        encoder_layers=config.pixel_decoder_layers,
+        encoder_feedforward_dim=config.pixel_decoder_feedforward_dim,
+        feature_strides=[4, 8, 16, 32],
+        common_stride=4,
+        **fields,
+    )
+
+
+def initialise_as_mask2former(module: nn.Module) -> None:
+    """Initialise transformers' Mask2Former parts inside `module` as their own model does; loaded weights are left alone.
+
+    Call it for a module with parameters of its own: in models from outside of transformers, `post_init` takes modules without
+    such parameters for initialised and never offers them to `_init_weights`, the deformable attention among them.
+    """
+    as_model = SimpleNamespace(config=Mask2FormerConfig())  # it reads two standard deviations there
+    for part in module.modules():
+        if isinstance(part, INITIALISED_BY_MASK2FORMER):
+            Mask2FormerPreTrainedModel._init_weights(as_model, part)
+
+
+class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
+    """Subclasses call `self.build_supervised(config)` in their constructor, list in `EXTRA_NAMES` the texts that they need
+    beyond the classes, and make what depends on the number of classes in `build_heads`.
+    """
+
+    open_vocabulary = False
+    EXTRA_NAMES: tuple[str, ...] = ()
+
+    def build_supervised(self, config: SupervisedClipConfig) -> None:
+        self.build_clip(config)
+        if config.timm_backbone is None:
+            width = config.clip_config.vision_config.hidden_size
+            self.pyramid, channels = FeaturePyramid(width, config.finest_scale, PYRAMID_LEVELS), [width] * PYRAMID_LEVELS
+        else:
+            self.pyramid = TimmPyramid(config.timm_backbone)
+            self.clip.vision_model = self.clip.visual_projection = None
+            channels = self.pyramid.channels
+        self.pixel_decoder = Mask2FormerPixelDecoder(pixel_decoder_config(config), channels)
+        self.prompts = None
+        if config.num_prompts and config.has_text_encoder:
+            text_width = config.clip_config.text_config.hidden_size
+            self.prompts = PromptLearner(config.num_prompts, config.num_prompt_tokens, text_width)
+        if config.class_names is not None:
+            self.class_embeds = torch.zeros(self.text_shape())
+            self.build_heads(len(config.class_names))
+
+    def build_heads(self, num_classes: int) -> None:
+        """Create the modules whose size depends on the number of classes."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, Mask2FormerPixelDecoder):
+            initialise_as_mask2former(module)
+        elif isinstance(module, PromptLearner):
+            init.normal_(module.contexts, std=INITIAL_STANDARD_DEVIATION)
+
+    def train(self, mode: bool = True):
+        """Freezes what is not learned: the text encoder, and the parts of CLIP that its pyramid does not read."""
+        vision_model = self.clip.vision_model
+        unread = [self.clip.text_model, self.clip.text_projection, self.clip.visual_projection]
+        for module in [*unread, None if vision_model is None else vision_model.post_layernorm]:
+            if module is not None:
+                module.requires_grad_(False)
+        self.clip.logit_scale.requires_grad_(False)
+        return super().train(mode)
+
+    def load_clip(self, clip_model: CLIPModel) -> None:
+        """With a backbone of timm, CLIP's vision encoder is left out, and timm's own weights are fetched."""
+        if self.config.timm_backbone is None:
+            return super().load_clip(clip_model)
+        self.clip.load_state_dict(clip_model.state_dict(), strict=False)
+        self.pyramid.load_pretrained()
+
+    # -- classes
+
+    def text_shape(self) -> tuple[int, int, int]:
+        """`(prompts, classes + extra names, dim)` of the text embeddings."""
+        texts = len(self.config.class_names) + len(self.EXTRA_NAMES)
+        return self.config.num_prompts, texts, self.config.clip_config.projection_dim
+
+    @torch.no_grad()
+    def set_classes(self, class_names: Sequence[ClassName], processor) -> None:
+        """Fix the classes: before training, or to give trained prompts other words for the same classes.
+
+        Another number of classes makes new, untrained heads.
+
+        Args:
+            class_names: one name, or a list of synonyms, per class, in the order of the ids in the label maps.
+            processor: the `SegmentationProcessor` that knows the tokenizer. Its templates are not used: prompts are learned.
+        """
+        if not self.config.has_text_encoder:
+            raise ValueError("The classes of a checkpoint without its text encoder are fixed; load the full checkpoint.")
+        inputs = processor(class_names=[*class_names, *self.EXTRA_NAMES], templates="name", return_tensors="pt")
+        old_count = None if self.config.class_names is None else len(self.config.class_names)
+        self.config.class_names = normalise_class_names(class_names)
+        self.config.id2label = {index: names[0] for index, names in enumerate(self.config.class_names)}
+        self.config.label2id = {label: index for index, label in self.config.id2label.items()}
+        self.config.prompt_input_ids = inputs["input_ids"].tolist()
+        self.config.prompt_class_ids = inputs["class_ids"][inputs["name_ids"]].tolist()
+        if len(self.config.class_names) != old_count:
+            before = set(self.modules())
+            self.build_heads(len(self.config.class_names))
+            for module in reversed([module for module in self.modules() if module not in before]):  # children first
+                self._init_weights(module.to(self.device, self.dtype))
+        self.bake_classes()
+
+    def class_texts(self) -> torch.Tensor:
+        """Text embeddings `(prompts, classes + extra names, dim)`, L2-normalised; synonyms of a class are averaged.
+
+        They are computed with gradients in training, once per change of the weights otherwise, and never again after
+        `drop_text_encoder`.
+        """
+        if self.config.class_names is None:
+            raise ValueError("This model has no classes yet. Fix them once: model.set_classes(['sky', 'boat'], processor).")
+        if self.prompts is None:
+            return self.class_embeds
+        if self.config.prompt_input_ids is None:
+            raise ValueError("The class names were never tokenized. Call model.set_classes(names, processor).")
+        input_ids = torch.tensor(self.config.prompt_input_ids, device=self.device)
+        class_ids = torch.tensor(self.config.prompt_class_ids, device=self.device)
+        if self.training and torch.is_grad_enabled():
+            return self.prompts.encode_names(self.clip, input_ids, class_ids)
+        key = self.text_cache.key([*self.clip.text_weights(), self.prompts.contexts], input_ids, class_ids)
+        texts = self.text_cache.get(key)
+        if texts is None:
+            with torch.no_grad():
+                texts = self.prompts.encode_names(self.clip, input_ids, class_ids)
+            self.text_cache.put(key, texts)
+        return texts
+
+    @torch.no_grad()
+    def bake_classes(self) -> None:
+        """Copy the present text embeddings into the checkpoint."""
+        if self.config.class_names is None:
+            return
+        if self.prompts is None:
+            self.class_embeds = torch.zeros(self.text_shape(), device=self.device, dtype=self.dtype)
+        else:
+            self.class_embeds = self.class_texts().detach().clone().to(self.dtype)
+
+    def drop_text_encoder(self) -> None:
+        """Forget the text encoder and the prompts; what they say about the classes stays, computed once and for all."""
+        if self.config.has_text_encoder:
+            self.eval().bake_classes()
+        super().drop_text_encoder()
+        self.prompts = None
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in transformers; the text embeddings are brought up to date first."""
+        if self.config.has_text_encoder:
+            self.bake_classes()
+        return super().save_pretrained(*args, **kwargs)
+
+    def refuse_class_names(self, *class_inputs: torch.Tensor | None) -> None:
+        if any(value is not None for value in class_inputs):
+            raise ValueError(
+                "The vocabulary of this model is closed: its classes are fixed by set_classes and trained. Leave class_names "
+                "out of the call, or use an open-vocabulary method, such as MaskClipForSemanticSegmentation."
+            )
+
+    # -- pixels
+
+    def encode_blocks(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The blocks that the pyramid reads, each once, as maps; not with `timm_backbone`.
+
+        Returns:
+            `(batch, blocks, h, w, width)`, in ascending order; and all hidden states of CLIP.
+        """
+        hidden_states = self.clip.hidden_states(pixel_values)
+        grid = tuple(-(-side // self.clip.patch_size) for side in pixel_values.shape[-2:])
+        blocks = [hidden_states[block + 1][:, 1:] for block in sorted(set(self.config.feature_layers))]
+        return torch.stack(blocks, dim=1).unflatten(2, grid), hidden_states
+
+    def decode_pixels(
+        self, pixel_values: torch.Tensor | None, block_maps: torch.Tensor | None = None
+    ) -> tuple[Mask2FormerPixelDecoderOutput, tuple[torch.Tensor, ...] | None]:
+        """CLIP -> pyramid -> pixel decoder.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`, or None with `block_maps`.
+            block_maps: `(batch, blocks, h, w, width)` from `encode_blocks`.
+
+        Returns:
+            The decoder's output, with `mask_features (batch, hidden_dim, h, w)` and three `multi_scale_features`, coarse to
+            fine; and the hidden states of CLIP, None with `block_maps`.
+        """
+        if (pixel_values is None) == (block_maps is None):
+            raise ValueError("Pass pixel_values or block_maps, and not both.")
+        if self.config.timm_backbone is not None and block_maps is not None:
+            raise ValueError("block_maps are a vision transformer's; a model with timm_backbone needs pixel_values.")
+        hidden_states = None
+        if self.config.timm_backbone is not None:
+            levels = self.pyramid(pixel_values)
+        else:
+            if block_maps is None:
+                block_maps, hidden_states = self.encode_blocks(pixel_values)
+            blocks = sorted(set(self.config.feature_layers))
+            levels = self.pyramid([block_maps[:, blocks.index(block)] for block in self.config.feature_layers])
+        # Sampling positions need more than the 8 bits of bf16, so this part ignores autocast, as in the original.
+        with torch.autocast(levels[0].device.type, enabled=False):
+            decoded = self.pixel_decoder([level.to(self.pixel_decoder.level_embed.dtype) for level in levels])
+        return decoded, hidden_states
+
+    def dense_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The pixel decoder's features `(batch, h, w, hidden_dim)`, L2-normalised."""
+        decoded, _ = self.decode_pixels(pixel_values)
+        return nn.functional.normalize(decoded.mask_features.permute(0, 2, 3, 1), dim=-1)

@@ -1,0 +1,1 @@
+"""VPL: learnt from image labels."""

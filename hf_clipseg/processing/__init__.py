@@ -1,0 +1,1 @@
+"""From pictures and names to what a model takes, and from its logits to label maps."""

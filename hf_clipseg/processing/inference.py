@@ -1,0 +1,105 @@
+"""From images to label maps with any method of this package: the one path that the app, the evaluator and users share.
+
+A method needs `model(pixel_values=..., [input_ids, name_ids, class_ids]).logits` and a `SegmentationProcessor`; nothing
+here knows which method it is.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..clip.text_bank import ClassName
+from ..outputs import SegmentationOutput
+from .image_io import ImageSource, batches_of_one_size, load_image
+from .sliding_window import multi_scale_logits, sliding_window_logits
+
+OUTPUT_STRIDE = 4
+"""Pixels of the model's input per cell of the canvas on which windows are averaged."""
+
+
+@torch.no_grad()
+def segment(
+    model,
+    processor,
+    images: Sequence[ImageSource],
+    class_names: Sequence[ClassName] | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    refinement: str | None = None,
+    batch_size: int = 8,
+    templates: str | Sequence[str] | None = None,
+    autocast_dtype: torch.dtype | None = None,
+) -> list[np.ndarray]:
+    """Segments images of any sizes.
+
+    Images of one size share a batch, so none is distorted; the class prompts are encoded once for all of them.
+
+    Args:
+        model: any `...ForSemanticSegmentation` of this package; it is run in eval mode and left in the mode it was in.
+        processor: its `SegmentationProcessor`.
+        images: paths, bytes, PIL images or arrays.
+        class_names: one name, or a list of synonyms, per class; the model's baked classes where left out.
+        window: side of sliding windows, in pixels of the model's input (after the processor's resizing), a multiple
+            of 4. None shows the model the whole image.
+        stride: distance of the windows, a multiple of 4; half a window where left out.
+        scales: image sizes whose logits are averaged, as factors of the model's input size.
+        flip: also average over the mirror images.
+        refinement: as in `SegmentationProcessor.post_process_semantic_segmentation`.
+        batch_size: images, or windows, per forward pass.
+        templates: overrides the processor's own.
+        autocast_dtype: run the model in `torch.bfloat16` or `torch.float16` where that is safe.
+
+    Returns:
+        One `(H, W)` int64 array of class ids per image, in the image's own size and in the order given.
+    """
+    check_options(class_names, window, stride, batch_size, templates)
+    text_inputs = {}
+    if class_names is not None:
+        text_inputs = processor(class_names=class_names, templates=templates, return_tensors="pt").to(model.device)
+
+    def predict(pixel_values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            return model(pixel_values=pixel_values, **text_inputs).logits
+
+    def predict_windows(pixel_values: torch.Tensor) -> torch.Tensor:
+        if window is None:
+            return predict(pixel_values)
+        step = stride or default_stride(window)
+        return sliding_window_logits(predict, pixel_values, window, step, batch_size, OUTPUT_STRIDE)
+
+    images = [load_image(image) for image in images]
+    label_maps = [None] * len(images)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches_of_one_size(images, batch_size):
+            originals = [images[index] for index in batch]
+            pixel_values = processor(images=originals, return_tensors="pt")["pixel_values"]
+            pixel_values = pixel_values.to(model.device, model.dtype)
+            logits = multi_scale_logits(predict_windows, pixel_values, scales, flip)
+            sizes = [image.size[::-1] for image in originals]
+            maps = processor.post_process_semantic_segmentation(
+                SegmentationOutput(logits=logits), target_sizes=sizes, refinement=refinement, images=originals
+            )
+            for index, label_map in zip(batch, maps, strict=True):
+                label_maps[index] = label_map.cpu().numpy()
+    finally:
+        model.train(was_training)
+    return label_maps
+
+
+def default_stride(window: int) -> int:
+    """Half a window, on the canvas that windows are averaged on."""
+    return max(1, window // 2 // OUTPUT_STRIDE) * OUTPUT_STRIDE
+
+
+def check_options(class_names, window, stride, batch_size: int, templates) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    if stride is not None and window is None:
+        raise ValueError(f"stride is {stride}, but there is no window; pass window=..., or leave stride out.")
+    if templates is not None and class_names is None:
+        raise ValueError("templates only matter for class_names of this call; pass class_names, or leave templates out.")

@@ -1,0 +1,113 @@
+"""From logits on a token grid to a label per pixel, without ever holding all classes at full resolution.
+
+Most classes win nowhere, and that can be seen on the grid: a pixel mixes the four cells around it with the same weights for
+every class, so a class that is below one and the same other class in all four cells is below it in every pixel between them.
+Classes that lose in every 2 x 2 quad are never up-sampled, and the others one at a time, while the running maximum stays in the cache.
+"""
+
+import torch
+from torch import nn
+
+MAX_ELEMENTS = 2**25
+"""Largest float tensor that `upsample_argmax` builds at once (128 MB in fp32), unless a single class is larger."""
+
+FEW_ELEMENTS = 2**21
+"""So many scores are made at once on a CPU (8 MB, near its cache), where images are too small to go class by class."""
+
+ONE_BY_ONE_PIXELS = 2**16
+"""Pixels from which on the classes are made one at a time on a CPU: the calls then cost nothing beside the work."""
+
+DROP_FROM_RATIO = 8
+"""Pixels per grid cell from which on looking for classes that cannot win costs less than it saves."""
+
+ROUNDING = 2.0**-20
+"""Relative slack of that comparison: above the rounding error of an interpolation in fp32 (4 operations of 2^-24 each)."""
+
+
+def upsample_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear up-sampling followed by argmax over classes, without up-sampling the classes that cannot win.
+
+    Args:
+        logits: `(classes, h, w)`.
+        size: `(height, width)` of the result.
+
+    Returns:
+        `(height, width)` int64, identical to up-sampling all classes at once; the first class wins a tie, NaN over any number.
+    """
+    logits, size = logits.float(), tuple(size)
+    pixels = size[0] * size[1]
+    if len(logits) * pixels < FEW_ELEMENTS or not logits.sum().isfinite():
+        return _in_chunks(logits, size, MAX_ELEMENTS)
+    if pixels < DROP_FROM_RATIO * logits[0].numel():
+        return _by_device(logits, size)
+    kept = may_win(logits).nonzero().flatten()
+    if len(kept) == len(logits):
+        return _by_device(logits, size)
+    return kept.index_select(0, _by_device(logits[kept], size).flatten()).view(size)
+
+
+def may_win(logits: torch.Tensor) -> torch.Tensor:
+    """`(classes,)` bool: False for classes that are nowhere the maximum of bilinearly up-sampled `logits (classes, h, w)`.
+
+    In every quad one class is the rival: the one whose lowest corner is the highest. Only finite logits can be compared.
+    """
+    corners = [logits[:, rows, columns] for rows in _pair(logits.shape[1]) for columns in _pair(logits.shape[2])]
+    lowest = torch.minimum(torch.minimum(corners[0], corners[1]), torch.minimum(corners[2], corners[3]))
+    rival = lowest.argmax(dim=0, keepdim=True)
+    possible = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    for corner in corners:
+        own = corner.gather(0, rival)
+        possible |= (corner + ROUNDING * corner.abs() >= own - ROUNDING * own.abs()).flatten(1).any(dim=1)
+    return possible
+
+
+def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`(classes, h, w)` -> `(classes, height, width)`, bilinear, in fp32."""
+    return nn.functional.interpolate(logits[None].float(), size=tuple(size), mode="bilinear", align_corners=False)[0]
+
+
+def _pair(length: int) -> tuple[slice, slice]:
+    """The first and the second of every two neighbours along an axis; the only cell is its own neighbour."""
+    return (slice(0, length - 1), slice(1, length)) if length > 1 else (slice(0, 1), slice(0, 1))
+
+
+def _by_device(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """An accelerator wants few calls, a CPU wants what it compares to stay in its cache."""
+    if logits.device.type != "cpu":
+        return _in_chunks(logits, size, MAX_ELEMENTS)
+    if size[0] * size[1] < ONE_BY_ONE_PIXELS:
+        return _in_chunks(logits, size, FEW_ELEMENTS)
+    return _one_by_one(logits, size)
+
+
+def _one_by_one(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The running winner as a byte that only ever grows, in rounds of 255 classes: comparing, multiplying and taking the
+    maximum of bytes are vectorised, `where` and `masked_fill` are not."""
+    best = upsample(logits[:1], size)[0]
+    better = torch.empty(size, dtype=torch.bool)
+    labels = None
+    for first in range(0, len(logits) - 1, 255):
+        ranks = torch.zeros(size, dtype=torch.uint8)
+        for rank, class_logits in enumerate(logits[first + 1 : first + 256].split(1), start=1):
+            score = upsample(class_logits, size)[0]
+            torch.gt(score, best, out=better)
+            torch.maximum(ranks, better.view(torch.uint8).mul_(rank), out=ranks)
+            torch.maximum(best, score, out=best)
+        winners = ranks.to(torch.int64).add_(first)
+        labels = winners if labels is None else torch.where(ranks > 0, winners, labels)
+    return torch.zeros(size, dtype=torch.int64) if labels is None else labels
+
+
+def _in_chunks(logits: torch.Tensor, size: tuple[int, int], max_elements: int) -> torch.Tensor:
+    """As many classes at once as fit."""
+    best_score, best_class = None, None
+    chunk_size = max(1, max_elements // (size[0] * size[1]))
+    for first in range(0, len(logits), chunk_size):
+        score, label = upsample(logits[first : first + chunk_size], size).max(dim=0)
+        if best_score is None:
+            best_score, best_class = score, label
+            continue
+        better = (score > best_score) | (score.isnan() & ~best_score.isnan())
+        best_score = torch.maximum(best_score, score)
+        best_class = torch.where(better, label + first, best_class)
+    return best_class

@@ -1,0 +1,1 @@
+"""Moving the boundaries of class maps to the edges of the picture."""

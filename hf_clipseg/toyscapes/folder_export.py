@@ -1,0 +1,113 @@
+"""Toyscapes on disk: a Hub-style Parquet folder, an imagefolder, and the contact sheet.
+
+Both folders load with `datasets.load_dataset(folder)`. Files are written to a temporary name and renamed, so that an
+interrupted export leaves no half file under a final name.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import datasets
+from PIL import Image
+
+from ..drawing.palette import palette
+from .render_scene import render
+from .scene_datasets import ToyscapesDataset, load_toyscapes, png_bytes
+from .scene_vocabulary import CLASS_NAMES
+
+ROWS_PER_SHARD = 5_000
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary neighbour of `path`, then rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def export_parquet(folder: str | Path, scenes: Iterable[ToyscapesDataset], num_proc: int | None = None) -> list[Path]:
+    """Write data/SPLIT-00000-of-0000N.parquet for every data set, as the Hub lays them out, features embedded.
+
+    Args:
+        folder: where to; its earlier Parquet files of the same splits are replaced.
+        scenes: one `ToyscapesDataset` per split.
+        num_proc: processes that draw.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for part in scenes:
+        with tempfile.TemporaryDirectory() as cache:  # the rows would otherwise stay in the user's cache a second time
+            rows = load_toyscapes(**part.settings(), num_proc=num_proc, cache_dir=cache)
+            written += _write_shards(Path(folder) / "data", part.split, rows)
+    return written
+
+
+def _write_shards(folder: Path, split: str, rows: datasets.Dataset) -> list[Path]:
+    count = -(-len(rows) // ROWS_PER_SHARD)
+    paths = [folder / f"{split}-{k:05d}-of-{count:05d}.parquet" for k in range(count)]
+    for k, path in enumerate(paths):
+        write_atomically(path, rows.shard(count, k, contiguous=True).to_parquet)
+    for stale in set(folder.glob(f"{split}-*-of-*.parquet")) - set(paths):
+        stale.unlink()
+    return paths
+
+
+def export_imagefolder(folder: str | Path, scenes: Iterable[ToyscapesDataset]) -> Path:
+    """Write SPLIT/images/*.png, SPLIT/masks/*.png and SPLIT/metadata.jsonl for every data set, and classes.txt.
+
+    A line of metadata.jsonl has file_name, mask_file_name, image_labels (class ids), labels (class names), caption and
+    key; masks are single-channel images of class ids; line k of classes.txt names class k.
+
+    Returns:
+        `folder` as a path.
+    """
+    root = Path(folder)
+    for part in scenes:
+        lines = [_write_pair(root / part.split, part[index]) for index in range(len(part))]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(root / part.split / "metadata.jsonl", _text_writer(text))
+    write_atomically(root / "classes.txt", _text_writer("".join(f"{name}\n" for name in CLASS_NAMES)))
+    return root
+
+
+def _text_writer(text: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def _write_pair(folder: Path, scene) -> dict:
+    names = {"file_name": f"images/{scene.key}.png", "mask_file_name": f"masks/{scene.key}.png"}
+    for name, plane in zip(names.values(), (scene.image, scene.mask), strict=True):
+        content = png_bytes(plane)
+        write_atomically(folder / name, lambda path, content=content: path.write_bytes(content))
+    labels = list(scene.image_labels)
+    words = {"image_labels": labels, "labels": [CLASS_NAMES[label] for label in labels], "caption": scene.caption}
+    return names | words | {"key": scene.key}
+
+
+def write_contact_sheet(
+    path: str | Path, seed: int = 0, first: int = 0, columns: int = 6, rows: int = 3, size: int = 192
+) -> Path:
+    """Draw `columns` by `rows` scenes of the train split, each above its mask, and save them as one picture."""
+    if columns < 1 or rows < 1:
+        raise ValueError(f"a contact sheet needs at least one column and one row, got {columns} x {rows}")
+    gap = 4
+    sheet = Image.new("RGB", (columns * (size + gap) + gap, rows * (2 * size + 2 * gap + 6) + gap), (255, 255, 255))
+    colours = palette(len(CLASS_NAMES)).ravel().tolist()
+    for k in range(columns * rows):
+        scene = render(seed, first + k, size, size)
+        x, y = gap + (k % columns) * (size + gap), gap + (k // columns) * (2 * size + 2 * gap + 6)
+        mask = Image.fromarray(scene.mask)
+        mask.putpalette(colours)
+        sheet.paste(Image.fromarray(scene.image), (x, y))
+        sheet.paste(mask.convert("RGB"), (x, y + size + gap))
+    write_atomically(Path(path), lambda temporary: sheet.save(temporary, "PNG", optimize=True))
+    return Path(path)

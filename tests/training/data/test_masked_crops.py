@@ -1,0 +1,92 @@
+"""Crops of images with masks: the mask goes where the image goes, and everything is decided by seed, epoch and index."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from training.data.masked_crops import MaskedCrops, RandomCropSettings, collate, random_crop
+from training.engine.loop import SampleKey
+
+COLOURS = np.array([(200, 30, 40), (40, 180, 60), (50, 60, 220)], dtype=np.uint8)
+
+
+class Source:
+    """Stripes whose colour is their class."""
+
+    def __init__(self, height=40, width=60):
+        mask = (np.arange(width) // (width // 3)).clip(0, 2)
+        self.mask = np.broadcast_to(mask, (height, width)).astype(np.int64).copy()
+        self.reads = 0
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return {"image": Image.fromarray(COLOURS[self.mask]), "mask": self.mask, "key": "stripes"}
+
+
+def sample(epoch=0, seed=0, **fields):
+    settings = RandomCropSettings(**({"height": 32, "width": 24, "short_side": 40, "colour_jitter": 0.0} | fields))
+    return MaskedCrops(Source(), settings, seed)[SampleKey(0, epoch, 0)]
+
+
+@pytest.mark.parametrize("epoch", range(6))
+def test_mask_and_pixels_stay_together(epoch):
+    crop = sample(epoch, scale=(1.0, 2.0))
+    assert crop["pixel_values"].shape == (3, 32, 24) and crop["labels"].shape == (32, 24)
+    assert crop["labels"].dtype == torch.int64 and crop["pixel_values"].dtype == torch.float32
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    pixels = (crop["pixel_values"] * std + mean).permute(1, 2, 0) * 255
+    nearest = (pixels[:, :, None] - torch.from_numpy(COLOURS).float()).norm(dim=-1).argmin(-1)
+    assert (nearest == crop["labels"]).float().mean() > 0.95  # colours mix where stripes meet
+
+
+def test_same_key_same_crop():
+    first, again, other_epoch, other_seed = (sample(3), sample(3), sample(4), sample(3, seed=1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["pixel_values"], other_epoch["pixel_values"])
+    assert not torch.equal(first["pixel_values"], other_seed["pixel_values"])
+
+
+def test_what_lies_beyond_the_image_is_ignored():
+    crop = sample(scale=(0.5, 0.5), mirror=False)  # 20 x 30 pixels in a crop of 32 x 24
+    assert (crop["labels"][20:] == 255).all() and (crop["labels"][:20] != 255).all()
+
+
+def test_half_of_the_crops_are_mirrored():
+    starts = [int(sample(epoch, width=60, scale=(1.0, 1.0))["labels"][0, 0]) for epoch in range(40)]
+    assert set(starts) == {0, 2} and 10 < starts.count(2) < 30
+    assert {int(sample(epoch, width=60, scale=(1.0, 1.0), mirror=False)["labels"][0, 0]) for epoch in range(9)} == {0}
+
+
+def test_colours_change_within_bounds_and_labels_do_not():
+    plain, jittered = sample(), sample(colour_jitter=0.3)
+    assert torch.equal(plain["labels"], jittered["labels"])
+    assert not torch.allclose(plain["pixel_values"], jittered["pixel_values"])
+
+
+def test_images_are_read_once_where_asked():
+    for keep, reads in ((True, 1), (False, 3)):
+        source = Source()
+        crops = MaskedCrops(source, RandomCropSettings(32, 24, 40), keep=keep)
+        batch = collate([crops[SampleKey(0, epoch, 0)] for epoch in range(3)])
+        assert source.reads == reads and batch["pixel_values"].shape == (3, 3, 32, 24)
+
+
+def test_extreme_shapes():
+    settings = RandomCropSettings(16, 16, 16, longest_side=64)
+    mask = np.zeros((2, 500), dtype=np.uint8)
+    image, labels = random_crop(Image.fromarray(COLOURS[mask]), mask, settings, np.random.default_rng(0))
+    assert image.size == (16, 16) and (labels == 0).any() and (labels == 255).any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"height": 0}, "height"), ({"scale": (2.0, 1.0)}, "ascending"), ({"colour_jitter": 1.0}, "colour_jitter")],
+)
+def test_impossible_settings(fields, message):
+    with pytest.raises(ValueError, match=message):
+        RandomCropSettings(**({"height": 8, "width": 8, "short_side": 8} | fields))

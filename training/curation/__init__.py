@@ -1,0 +1,1 @@
+"""CoCu's concepts: mined from captions, searched, ranked, stored."""

@@ -1,0 +1,162 @@
+"""Images with tags instead of masks: Toyscapes, a Hub data set, or a folder of images with a CSV.
+
+The CSV has a header and the columns `file` (path below the folder) and `labels` (class names parted by `;`). Masks are never
+read here, so nothing that is trained on these sources can have seen one.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_clipseg.clip.text_bank import ClassName, normalise_class_names
+from hf_clipseg.localization.prototypes import encode_image_labels
+from hf_clipseg.processing.image_io import load_image
+from hf_clipseg.toyscapes.scene_datasets import ToyscapesDataset, code_digest
+from hf_clipseg.toyscapes.scene_vocabulary import CLASS_NAMES, SYNONYMS
+
+from .columns import class_names_in_features, class_names_in_folder, find_column, find_key_column
+from .sources import open_dataset, read_image
+
+
+class TaggedImages:
+    """`source[i]` is `{"image": RGB PIL image, "labels": (classes,) bool, "key": str}`; `source.labels` is all of them.
+
+    Args:
+        keys: a unique name per image.
+        labels: `(images, classes)` bool.
+        class_names: names of every class, display name first.
+        description: JSON-able, identifies the content.
+        read: index -> image.
+    """
+
+    def __init__(self, keys: Sequence[str], labels: torch.Tensor, class_names, description: dict[str, Any], read):
+        self.keys, self.labels, self.read = list(keys), labels, read
+        self.class_names = normalise_class_names(class_names)
+        self.description = description
+        check_tags(self.keys, labels)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.read(index), "labels": self.labels[index], "key": self.keys[index]}
+
+    @property
+    def images(self) -> "ImageView":
+        """The images alone, read when asked for."""
+        return ImageView(self)
+
+
+class ImageView(Sequence):
+    """The images of `TaggedImages` as a sequence."""
+
+    def __init__(self, source: TaggedImages):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int):
+        return self.source.read(range(len(self))[index])
+
+
+def check_tags(keys: list[str], labels: torch.Tensor) -> None:
+    empty = [key for key, tagged in zip(keys, labels.any(1).tolist(), strict=True) if not tagged]
+    if empty:
+        raise ValueError(f"{len(empty)} images have no labels (the first: {empty[:5]}). Leave them out, or tag them.")
+    if len(set(keys)) < len(keys):
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ValueError(f"Keys must be unique, but {twice[:5]} come more than once.")
+
+
+def load_tagged_images(
+    dataset_name: str,
+    split: str = "train",
+    labels_csv: str | None = None,
+    class_names: Sequence[ClassName] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    config_name: str | None = None,
+    image_column: str | None = None,
+    labels_column: str | None = None,
+    size: tuple[int, int] = (128, 128),
+) -> TaggedImages:
+    """Tagged images of any source.
+
+    Args:
+        dataset_name: "toyscapes", a folder of images (then `labels_csv` is needed), or a Hub id.
+        class_names: all classes in order; by default those of the data set, or all labels of the CSV in alphabetical order.
+        limit, seed: use so many images, drawn by `seed`.
+        size: of Toyscapes scenes.
+
+    Raises:
+        ValueError: an image that does not exist, without labels, or with a label that is no class.
+    """
+    if dataset_name == "toyscapes":
+        return tagged_toyscapes(ToyscapesDataset(split, size, limit, seed))
+    if labels_csv is not None:
+        return tagged_folder(Path(dataset_name), Path(labels_csv), class_names, limit, seed)
+    dataset = open_dataset(dataset_name, split, config_name, limit=limit, seed=seed)
+    image_column = find_column(dataset.column_names, "image", image_column)
+    labels_column = find_column(dataset.column_names, "labels", labels_column)
+    names = class_names or class_names_in_features(dataset.features)
+    if names is None:
+        raise ValueError(f"{dataset_name} does not name its classes: pass class_names (--classes).")
+    key_column = find_key_column(dataset.column_names)
+    keys = [str(key) for key in dataset[key_column]] if key_column else [str(index) for index in range(len(dataset))]
+    return TaggedImages(
+        keys, encode_image_labels(list(dataset[labels_column]), names), names,
+        {"dataset": dataset_name, "fingerprint": dataset._fingerprint},
+        lambda index: read_image(dataset[index][image_column], keys[index]),
+    )  # fmt: skip
+
+
+def tagged_toyscapes(scenes: ToyscapesDataset) -> TaggedImages:
+    """Scenes with the list of what is visible in them; drawn once to learn the tags, and again when an image is read."""
+    from PIL import Image
+
+    drawn = [scenes[index] for index in range(len(scenes))]
+    names = [[name, *SYNONYMS[name]] for name in CLASS_NAMES]
+    labels = encode_image_labels([list(scene.image_labels) for scene in drawn], names)
+    pixels = [scene.image for scene in drawn]
+    return TaggedImages(
+        [scene.key for scene in drawn], labels, names,
+        {"dataset": "toyscapes", "code": code_digest(), **scenes.settings()},
+        lambda index: Image.fromarray(pixels[index]),
+    )  # fmt: skip
+
+
+def tagged_folder(folder: Path, labels_csv: Path, class_names, limit: int | None, seed: int) -> TaggedImages:
+    """Images below `folder` that `labels_csv` lists."""
+    rows = read_labels_csv(labels_csv)
+    missing = [file for file, _ in rows if not (folder / file).is_file()]
+    if missing:
+        raise ValueError(f"{labels_csv} lists {len(missing)} files that are not in {folder} (the first: {missing[:5]}).")
+    if limit is not None and limit < len(rows):
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:limit]
+        rows = [rows[index] for index in sorted(chosen.tolist())]
+    names = class_names or class_names_in_folder(folder) or sorted({label for _, labels in rows for label in labels})
+    files = [file for file, _ in rows]
+    return TaggedImages(
+        files, encode_image_labels([labels for _, labels in rows], names), names,
+        {"folder": folder.name, "csv": labels_csv.read_text(encoding="utf-8-sig"), "limit": limit, "seed": seed},
+        lambda index: load_image(folder / files[index]),
+    )  # fmt: skip
+
+
+def read_labels_csv(path: Path) -> list[tuple[str, list[str]]]:
+    """(file, labels) of every row.
+
+    Raises:
+        ValueError: no such file, or the columns `file` and `labels` are missing.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no label file {path}.")
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        if not {"file", "labels"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path} needs the columns 'file' and 'labels', it has {reader.fieldnames}.")
+        return [(row["file"], [label.strip() for label in (row["labels"] or "").split(";") if label.strip()]) for row in reader]

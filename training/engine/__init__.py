@@ -1,0 +1,1 @@
+"""The loop, its checkpoints, and how a result is written and published."""

@@ -1,0 +1,1 @@
+"""What only pre-training on captions needs."""

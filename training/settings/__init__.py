@@ -1,0 +1,1 @@
+"""What a command can be told, once for all commands."""
