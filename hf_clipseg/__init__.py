@@ -23,6 +23,7 @@ from .models.vpl.configuration_vpl import VplConfig
 from .models.vpl.modeling_vpl import VplForSemanticSegmentation
 from .outputs import SegmentationOutput
 from .processing.image_processing_segmentation import SegmentationImageProcessor
+from .processing.inference import segment
 from .processing.processing_segmentation import SegmentationProcessor
 
 __version__ = "0.1.0"
@@ -67,4 +68,5 @@ __all__ = [
     "VisionPrototypes",
     "VplConfig",
     "VplForSemanticSegmentation",
+    "segment",
 ]
