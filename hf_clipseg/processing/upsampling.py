@@ -2,11 +2,15 @@
 
 Most classes win nowhere, and that can be seen on the grid: a pixel mixes the four cells around it with the same weights for
 every class, so a class that is below one and the same other class in all four cells is below it in every pixel between them.
-Classes that lose in every 2 x 2 quad are never up-sampled, and the others one at a time, while the running maximum stays in the cache.
+Classes that lose in every 2 x 2 quad are never up-sampled, and the others one at a time, while the running maximum stays in the
+cache.
 """
 
 import torch
 from torch import nn
+
+WHOLE = (1.0, 1.0)
+"""Extent of a grid without padding."""
 
 MAX_ELEMENTS = 2**25
 """Largest float tensor that `upsample_argmax` builds at once (128 MB in fp32), unless a single class is larger."""
@@ -24,26 +28,28 @@ ROUNDING = 2.0**-20
 """Relative slack of that comparison: above the rounding error of an interpolation in fp32 (4 operations of 2^-24 each)."""
 
 
-def upsample_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def upsample_argmax(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float] = WHOLE) -> torch.Tensor:
     """Bilinear up-sampling followed by argmax over classes, without up-sampling the classes that cannot win.
 
     Args:
         logits: `(classes, h, w)`.
         size: `(height, width)` of the result.
+        extent: see `upsample`.
 
     Returns:
-        `(height, width)` int64, identical to up-sampling all classes at once; the first class wins a tie, NaN over any number.
+        `(height, width)` int64; the first class wins a tie, NaN over any number. Identical to up-sampling all classes, but for
+        pixels where two scores differ in the last bit only: torch rounds them by how many classes it is given at once.
     """
     logits, size = logits.float(), tuple(size)
     pixels = size[0] * size[1]
     if len(logits) * pixels < FEW_ELEMENTS or not logits.sum().isfinite():
-        return _in_chunks(logits, size, MAX_ELEMENTS)
+        return _in_chunks(logits, size, extent, MAX_ELEMENTS)
     if pixels < DROP_FROM_RATIO * logits[0].numel():
-        return _by_device(logits, size)
+        return _by_device(logits, size, extent)
     kept = may_win(logits).nonzero().flatten()
     if len(kept) == len(logits):
-        return _by_device(logits, size)
-    return kept.index_select(0, _by_device(logits[kept], size).flatten()).view(size)
+        return _by_device(logits, size, extent)
+    return kept.index_select(0, _by_device(logits[kept], size, extent).flatten()).view(size)
 
 
 def may_win(logits: torch.Tensor) -> torch.Tensor:
@@ -61,9 +67,20 @@ def may_win(logits: torch.Tensor) -> torch.Tensor:
     return possible
 
 
-def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """`(classes, h, w)` -> `(classes, height, width)`, bilinear, in fp32."""
-    return nn.functional.interpolate(logits[None].float(), size=tuple(size), mode="bilinear", align_corners=False)[0]
+def upsample(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float] = WHOLE) -> torch.Tensor:
+    """`(classes, h, w)` -> `(classes, height, width)`, bilinear, in fp32.
+
+    Args:
+        logits: a grid that covers the padded image.
+        size: `(height, width)` of the result.
+        extent: the share of height and width of the grid, from its top left corner, that the result shows.
+    """
+    logits, size = logits[None].float(), tuple(size)
+    if tuple(extent) == WHOLE:
+        return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
+    # `interpolate` takes a size or a scale; the operator below takes both, so that the grid is read up to a part of a cell.
+    scales = [side / (cells * share) for side, cells, share in zip(size, logits.shape[-2:], extent, strict=True)]
+    return torch.ops.aten.upsample_bilinear2d(logits, list(size), False, *scales)[0]
 
 
 def _pair(length: int) -> tuple[slice, slice]:
@@ -71,25 +88,25 @@ def _pair(length: int) -> tuple[slice, slice]:
     return (slice(0, length - 1), slice(1, length)) if length > 1 else (slice(0, 1), slice(0, 1))
 
 
-def _by_device(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _by_device(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float]) -> torch.Tensor:
     """An accelerator wants few calls, a CPU wants what it compares to stay in its cache."""
     if logits.device.type != "cpu":
-        return _in_chunks(logits, size, MAX_ELEMENTS)
+        return _in_chunks(logits, size, extent, MAX_ELEMENTS)
     if size[0] * size[1] < ONE_BY_ONE_PIXELS:
-        return _in_chunks(logits, size, FEW_ELEMENTS)
-    return _one_by_one(logits, size)
+        return _in_chunks(logits, size, extent, FEW_ELEMENTS)
+    return _one_by_one(logits, size, extent)
 
 
-def _one_by_one(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _one_by_one(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float]) -> torch.Tensor:
     """The running winner as a byte that only ever grows, in rounds of 255 classes: comparing, multiplying and taking the
     maximum of bytes are vectorised, `where` and `masked_fill` are not."""
-    best = upsample(logits[:1], size)[0]
+    best = upsample(logits[:1], size, extent)[0]
     better = torch.empty(size, dtype=torch.bool)
     labels = None
     for first in range(0, len(logits) - 1, 255):
         ranks = torch.zeros(size, dtype=torch.uint8)
         for rank, class_logits in enumerate(logits[first + 1 : first + 256].split(1), start=1):
-            score = upsample(class_logits, size)[0]
+            score = upsample(class_logits, size, extent)[0]
             torch.gt(score, best, out=better)
             torch.maximum(ranks, better.view(torch.uint8).mul_(rank), out=ranks)
             torch.maximum(best, score, out=best)
@@ -98,12 +115,12 @@ def _one_by_one(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.zeros(size, dtype=torch.int64) if labels is None else labels
 
 
-def _in_chunks(logits: torch.Tensor, size: tuple[int, int], max_elements: int) -> torch.Tensor:
+def _in_chunks(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float], max_elements: int) -> torch.Tensor:
     """As many classes at once as fit."""
     best_score, best_class = None, None
     chunk_size = max(1, max_elements // (size[0] * size[1]))
     for first in range(0, len(logits), chunk_size):
-        score, label = upsample(logits[first : first + chunk_size], size).max(dim=0)
+        score, label = upsample(logits[first : first + chunk_size], size, extent).max(dim=0)
         if best_score is None:
             best_score, best_class = score, label
             continue
