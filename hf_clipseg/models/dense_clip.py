@@ -7,6 +7,7 @@ from transformers import CLIPModel, PreTrainedModel
 from transformers import initialization as init
 
 from ..clip.clip_backbone import ClipBackbone
+from ..clip.clip_checkpoint import load_whole
 from ..clip.text_bank import ClassName, TextCache, average_templates, normalise_class_names
 
 
@@ -57,8 +58,11 @@ class DenseClipPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path: Hub id or folder of any CLIP-architecture checkpoint (OpenAI, LAION, MetaCLIP).
             clip_kwargs: arguments for `CLIPModel.from_pretrained` (`revision`, `token`, `dtype`, ...).
             config_fields: fields of the method's configuration.
+
+        Raises:
+            ValueError: no CLIP, or one whose weights are not all there; see `clip_checkpoint.load_whole`.
         """
-        clip_model = CLIPModel.from_pretrained(pretrained_model_name_or_path, **(clip_kwargs or {}))
+        clip_model = load_whole(pretrained_model_name_or_path, **(clip_kwargs or {}))
         config = cls.config_class(clip_config=clip_model.config.to_dict(), **config_fields)
         model = cls(config).to(clip_model.dtype)
         model.load_clip(clip_model)

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import GroupViTModel
 from transformers import initialization as init
 
+from ...clip.clip_checkpoint import load_whole
 from ...clip.contrastive import contrastive_loss, multi_label_loss
 from ...clip.similarity import cosine_maps, max_over_synonyms
 from ...clip.text_bank import ClassName
@@ -89,8 +90,11 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
             pretrained_model_name_or_path: Hub id or folder (`nvidia/groupvit-gcc-yfcc`, `nvidia/groupvit-gcc-redcaps`).
             groupvit_kwargs: arguments for `GroupViTModel.from_pretrained` (`revision`, `token`, `dtype`, ...).
             config_fields: fields of [`CocuConfig`].
+
+        Raises:
+            ValueError: no GroupViT, or one whose weights are not all there.
         """
-        groupvit = GroupViTModel.from_pretrained(pretrained_model_name_or_path, **(groupvit_kwargs or {}))
+        groupvit = load_whole(pretrained_model_name_or_path, GroupViTModel, **(groupvit_kwargs or {}))
         model = cls(cls.config_class(clip_config=groupvit.config.to_dict(), **config_fields)).to(groupvit.dtype)
         model.clip.load_state_dict(groupvit.state_dict())
         model.concept_logit_scale.data.copy_(groupvit.logit_scale)
