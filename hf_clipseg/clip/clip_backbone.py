@@ -20,6 +20,11 @@ from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLay
 KEEPS_RESIDUAL = {"value": True, "sclip": True, "clearclip": False, "naclip": False}
 """Attention variants, and whether their paper keeps the residual connection and the MLP of the last block."""
 
+POSITION_INTERPOLATIONS = ("size", "scale_factor")
+"""How the position embedding reaches another grid: to its size, as transformers does; or by the factor (cells + 0.1) / native
+cells, as DINO's code did first, and SCLIP, ClearCLIP, NACLIP and ProxyCLIP after it. The latter's samples are off by a fraction
+of a cell."""
+
 NACLIP_STANDARD_DEVIATION = 5.0
 TEXT_BATCH = 256
 
@@ -49,7 +54,11 @@ class ClipBackbone(nn.Module):
         return self.vision_model.embeddings.patch_size
 
     def dense_features(
-        self, pixel_values: torch.Tensor, attention_variant: str = "value", keep_residual: bool | None = None
+        self,
+        pixel_values: torch.Tensor,
+        attention_variant: str = "value",
+        keep_residual: bool | None = None,
+        position_interpolation: str = "size",
     ) -> torch.Tensor:
         """Dense features in the joint image-text space.
 
@@ -57,11 +66,12 @@ class ClipBackbone(nn.Module):
             pixel_values: `(batch, 3, height, width)`, any size.
             attention_variant: see the table at the top of this module.
             keep_residual: overrides whether the last block's residual and MLP are kept.
+            position_interpolation: one of `POSITION_INTERPOLATIONS`.
 
         Returns:
             `(batch, ceil(height / patch), ceil(width / patch), dim)`, L2-normalised.
         """
-        tokens, grid = self.embed(pixel_values)
+        tokens, grid = self.embed(pixel_values, position_interpolation)
         for block in self.blocks[:-1]:
             tokens = block(tokens, None)
         tokens = last_block_tokens(self.blocks[-1], tokens, grid, attention_variant, keep_residual)
@@ -72,16 +82,23 @@ class ClipBackbone(nn.Module):
         """The vision transformer's blocks, first to last."""
         return self.vision_model.encoder.layers
 
-    def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    def embed(self, pixel_values: torch.Tensor, position_interpolation: str = "size") -> tuple[torch.Tensor, tuple[int, int]]:
         """Input of the first block `(batch, 1 + h * w, width)`, class token first, and the grid `(h, w)`."""
         pixel_values = fit_to_patches(pixel_values, self.patch_size)
-        tokens = self.vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
         grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
+        embeddings = self.vision_model.embeddings
+        if position_interpolation == "size":
+            tokens = embeddings(pixel_values, interpolate_pos_encoding=True)
+        else:
+            patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
+            class_token = embeddings.class_embedding.expand(len(patches), 1, -1)
+            tokens = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
+            tokens = tokens + positions_by_factor(embeddings.position_embedding.weight, grid)
         return self.vision_model.pre_layrnorm(tokens), grid
 
-    def hidden_states(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def hidden_states(self, pixel_values: torch.Tensor, position_interpolation: str = "size") -> tuple[torch.Tensor, ...]:
         """Input of the first block and the plain output of every block, each `(batch, 1 + h * w, width)`."""
-        states = [self.embed(pixel_values)[0]]
+        states = [self.embed(pixel_values, position_interpolation)[0]]
         for block in self.blocks:
             states.append(block(states[-1], None))
         return tuple(states)
@@ -114,6 +131,17 @@ def fit_to_patches(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
     if (height, width) == tuple(pixel_values.shape[-2:]):
         return pixel_values
     return nn.functional.interpolate(pixel_values, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def positions_by_factor(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """`(1 + n * n, width)` position embedding -> `(1 + h * w, width)`: bicubic by the factor (cells + 0.1) / n."""
+    side = round((len(table) - 1) ** 0.5)
+    if side * side == grid[0] * grid[1]:  # as the authors' code: other shapes of the native number of tokens are not resampled
+        return table
+    native = table[1:].T.reshape(1, -1, side, side)
+    factors = tuple((cells + 0.1) / side for cells in grid)
+    patches = nn.functional.interpolate(native.float(), scale_factor=factors, mode="bicubic").to(table.dtype)
+    return torch.cat([table[:1], patches[0].flatten(1).T])
 
 
 def last_block_tokens(

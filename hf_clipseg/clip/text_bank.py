@@ -6,11 +6,14 @@ similarity maps (`similarity.max_over_synonyms`).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
+
+from .clip_templates import CLIP_80
 
 ClassName = str | Sequence[str]
 
@@ -28,6 +31,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{} in the background",
         "a photo of many {}",
     ),
+    "clip_80": CLIP_80,
 }
 """Named template lists; `{}` stands for the class name."""
 
@@ -125,6 +129,23 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(templates)
 
 
+def templates_of_argument(preset_or_file: str) -> tuple[str, ...]:
+    """What `--templates` means: a preset of `TEMPLATES`, one template, or a file with one template per line.
+
+    Raises:
+        ValueError: a file that is missing, empty, or has a line without `{}`.
+    """
+    path = Path(preset_or_file)
+    if preset_or_file in TEMPLATES or "{}" in preset_or_file:
+        return resolve_templates(preset_or_file)
+    if not path.is_file():
+        raise ValueError(
+            f"--templates {preset_or_file} is no file, no preset ({', '.join(sorted(TEMPLATES))}) and no template with '{{}}'."
+        )
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return resolve_templates([line for line in lines if line and not line.startswith("#")])
+
+
 def class_prompts(class_names: Sequence[ClassName], templates: str | Sequence[str] = "photo") -> ClassPrompts:
     """All sentences for `class_names`, name by name, template by template."""
     classes = normalise_class_names(class_names)
@@ -171,13 +192,21 @@ class TextCache:
         versions = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in weights)
         return digest.hexdigest(), versions
 
-    def get(self, key: tuple) -> torch.Tensor | None:
-        return self._entries.get(key)
+    def get_or_compute(
+        self, compute: Callable[[], torch.Tensor], weights: Sequence[torch.Tensor], *token_tensors: torch.Tensor
+    ) -> torch.Tensor:
+        """What `compute` makes of these token tensors with these weights, computed once, without gradients.
 
-    def put(self, key: tuple, name_embeds: torch.Tensor) -> None:
-        while len(self._entries) >= self.capacity:
-            self._entries.pop(next(iter(self._entries)))
-        self._entries[key] = name_embeds
+        In full precision under autocast too: the result is kept, and may be asked for without autocast next time.
+        """
+        key = self.key(weights, *token_tensors)
+        if key not in self._entries:
+            with torch.no_grad(), torch.autocast(token_tensors[0].device.type, enabled=False):
+                name_embeds = compute()
+            while len(self._entries) >= self.capacity:
+                self._entries.pop(next(iter(self._entries)))
+            self._entries[key] = name_embeds
+        return self._entries[key]
 
 
 def weights_fingerprint(module: nn.Module) -> str:

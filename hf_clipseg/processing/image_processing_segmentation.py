@@ -17,6 +17,8 @@ from ..constants import IGNORE_INDEX
 from ..refinement.crf import dense_crf
 from ..refinement.pamr import pamr
 from .image_io import load_image
+from .label_rules import LabelRule, rule_labels
+from .resizing import output_size, pad_to, resize_unfiltered
 from .upsampling import upsample, upsample_argmax
 
 REFINEMENTS = {"pamr": pamr, "crf": dense_crf}
@@ -28,20 +30,26 @@ REFINEMENT_SIDE = 640
 
 class SegmentationImageKwargs(ImagesKwargs, total=False):
     """
-    size_divisor (`int`, *optional*): both sides are rounded up to a multiple of it (the patch size).
+    size_divisor (`int`, *optional*): both sides become a multiple of it (the patch size), by padding or stretching.
+    do_pad (`bool`, *optional*): pad below and on the right to that multiple; `False` stretches the image to it.
+    round_size (`bool`, *optional*): sides to the nearest pixel, as mmsegmentation does; `False` rounds down, as CLIP does.
+    antialias (`bool`, *optional*): `False` resizes as OpenCV's bilinear does, without a filter; needs `resample` bilinear.
     do_reduce_labels (`bool`, *optional*): label 0 becomes 255, every other label one less, 255 stays.
     """
 
     size_divisor: int | None
+    round_size: bool | None
+    antialias: bool | None
     do_reduce_labels: bool | None
 
 
 class SegmentationImageProcessor(PilBackend):
     """Images -> `pixel_values (batch, 3, height, width)`; label maps -> `labels (batch, height, width)` int64.
 
-    The short side is resized to `size["shortest_edge"]`, unless the long side would pass `size["longest_edge"]`. Images of one
-    call that end at different sizes are stretched to a common one, so that they stack; post-processing stretches back. To
-    reproduce CLIP's own preprocessing, pass `do_center_crop=True, size_divisor=1`.
+    The short side is resized to `size["shortest_edge"]`, unless the long side would pass `size["longest_edge"]`. What is left
+    to the patch grid, and to the largest image of the call, is padded with the mean colour (label maps: ignored), and
+    post-processing leaves it out again. With `do_pad=False` images are stretched instead.
+    To reproduce CLIP's own preprocessing, pass `do_center_crop=True, size_divisor=1`.
     """
 
     valid_kwargs = SegmentationImageKwargs
@@ -53,6 +61,9 @@ class SegmentationImageProcessor(PilBackend):
     crop_size = {"height": 224, "width": 224}
     size_divisor = 16
     do_resize = True
+    do_pad = True
+    round_size = False
+    antialias = True
     do_center_crop = False
     do_rescale = True
     do_normalize = True
@@ -82,9 +93,9 @@ class SegmentationImageProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _preprocess_maps(self, maps, do_reduce_labels, **kwargs) -> list[np.ndarray]:
-        kwargs.update(do_rescale=False, do_normalize=False, resample=PILImageResampling.NEAREST)
+        kwargs.update(do_rescale=False, do_normalize=False, resample=PILImageResampling.NEAREST, antialias=True)
         # Centred nearest neighbour, which torch calls nearest-exact, is what PIL's NEAREST does.
-        resized = [array[0].astype(np.int64) for array in self._preprocess(maps, **kwargs)]
+        resized = [array[0].astype(np.int64) for array in self._preprocess(maps, fill_value=IGNORE_INDEX, **kwargs)]
         return [reduce_labels(array) for array in resized] if do_reduce_labels else resized
 
     def _preprocess(
@@ -101,14 +112,20 @@ class SegmentationImageProcessor(PilBackend):
         do_normalize: bool,
         image_mean: tuple[float, ...],
         image_std: tuple[float, ...],
+        do_pad: bool = True,
+        round_size: bool = False,
+        antialias: bool = True,
+        fill_value: float = 0.0,
         **kwargs,
     ) -> list[np.ndarray]:
+        do_pad = do_pad and not do_center_crop
         if do_resize:
-            sizes = [output_size(image.shape[-2:], size, size_divisor) for image in images]
-            if not do_center_crop:
-                sizes = [tuple(max(sides) for sides in zip(*sizes, strict=True))] * len(images)
+            divisor = None if do_pad else size_divisor
+            sizes = [output_size(image.shape[-2:], size, divisor, round_size) for image in images]
+            if not do_center_crop and not do_pad:
+                sizes = [largest(sizes)] * len(images)
             images = [
-                self.resize(image, SizeDict(height=height, width=width), resample)
+                self.resize(image, SizeDict(height=height, width=width), resample, antialias=antialias)
                 for image, (height, width) in zip(images, sizes, strict=True)
             ]
         if do_center_crop:
@@ -117,7 +134,43 @@ class SegmentationImageProcessor(PilBackend):
             images = [self.rescale(image, rescale_factor) for image in images]
         if do_normalize:
             images = [self.normalize(image, image_mean, image_std) for image in images]
+        if do_pad:
+            padded = padded_size([image.shape[-2:] for image in images], size_divisor)
+            images = [pad_to(image, padded, fill_value) for image in images]
         return images
+
+    def resize(self, image: np.ndarray, size: SizeDict, resample=None, antialias: bool = True, **kwargs) -> np.ndarray:
+        """`(channels, h, w)` -> `(channels, size.height, size.width)`."""
+        if antialias:
+            return super().resize(image, size, resample, **kwargs)
+        if resample != PILImageResampling.BILINEAR:
+            raise ValueError(f"antialias=False is OpenCV's bilinear: pass resample={int(PILImageResampling.BILINEAR)} with it.")
+        return resize_unfiltered(image, (size.height, size.width))
+
+    def content_extents(self, image_sizes: Sequence[tuple[int, int]], size: dict | None = None) -> list[tuple[float, float]]:
+        """The share of height and width of `pixel_values` that shows the image; the rest is padding.
+
+        Args:
+            image_sizes: `(height, width)` of the images of one call, in its order.
+            size: where the call had a size of its own.
+        """
+        if not self._pads:
+            return [(1.0, 1.0)] * len(image_sizes)
+        sizes, (height, width) = self._content(image_sizes, size)
+        return [(rows / height, columns / width) for rows, columns in sizes]
+
+    @property
+    def _pads(self) -> bool:
+        return self.do_pad and not self.do_center_crop
+
+    def _content(self, image_sizes, size: dict | None = None) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+        """Sizes of the images of one call before padding, and their common size after it."""
+        sizes = [tuple(image_size) for image_size in image_sizes]
+        if self.do_resize:
+            target = size or self.size
+            target = target if isinstance(target, SizeDict) else SizeDict(**target)
+            sizes = [output_size(image_size, target, None, self.round_size) for image_size in sizes]
+        return sizes, padded_size(sizes, self.size_divisor)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
         """Crop as OpenAI's code does: transformers rounds half a pixel down, torchvision rounds it to even."""
@@ -132,59 +185,98 @@ class SegmentationImageProcessor(PilBackend):
         target_sizes: Sequence[tuple[int, int]] | None = None,
         refinement: str | None = None,
         images: Sequence | None = None,
+        rule: LabelRule | None = None,
+        class_ids: Sequence[int] | torch.Tensor | None = None,
+        extents: Sequence[tuple[float, float]] | None = None,
+        guides: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Label maps at the size of the images.
 
         Args:
             outputs: a model's output with `logits (batch, classes, h, w)`.
-            target_sizes: `(height, width)` per image; the size of the logits where left out.
+            target_sizes: `(height, width)` per image: the size of the original, or one of its aspect; the size of the logits,
+                padding included, where left out.
             refinement: `"pamr"` or `"crf"` moves boundaries to image edges; needs `images`.
-            images: the original images, one per row of the logits, for `refinement`.
+            images: the original images, one per row of the logits, for `refinement` and for a rule with PAMR.
+            rule: background threshold, names that compete, PAMR on scores: see `LabelRule`. In place of `refinement`.
+            class_ids: with a rule, the class of every channel of the logits; channel = class where left out.
+            extents: the share of height and width of the logits that shows each image. By default what this processor pads
+                images of `target_sizes` to; needed where the call that made the pixels had a `size` of its own.
+            guides: `(batch, 3, any, any)`: pictures that PAMR on scores follows, in place of `images`.
 
         Returns:
             One `(height, width)` int64 tensor per image. Memory stays bounded for any number of classes.
         """
         logits = outputs["logits"]
         if target_sizes is None:
-            target_sizes = [tuple(logits.shape[-2:])] * len(logits)
+            target_sizes, extents = [tuple(logits.shape[-2:])] * len(logits), [(1.0, 1.0)] * len(logits)
         if len(target_sizes) != len(logits):
             raise ValueError(f"Got {len(target_sizes)} target_sizes for a batch of {len(logits)} images.")
+        if extents is None:
+            extents = self._extents_of_grid(target_sizes, tuple(logits.shape[-2:]))
+        if rule is not None and not rule.is_plain:
+            if refinement is not None:
+                raise ValueError("A rule and a refinement exclude each other: the rule's pamr_iterations refine the scores.")
+            if guides is None:
+                guides = [None] * len(logits) if images is None else [_pixels(image).to(logits.device) for image in images]
+            return [
+                rule_labels(scores, class_ids, size, rule, guide, extent)
+                for scores, size, guide, extent in zip(logits, target_sizes, guides, extents, strict=True)
+            ]
         if refinement is None:
-            return [upsample_argmax(logit, size) for logit, size in zip(logits, target_sizes, strict=True)]
+            rows = zip(logits, target_sizes, extents, strict=True)
+            return [upsample_argmax(logit, size, extent) for logit, size, extent in rows]
         if refinement not in REFINEMENTS:
             raise ValueError(f"refinement must be one of {sorted(REFINEMENTS)} or None, got {refinement!r}.")
         if images is None or len(images) != len(logits):
             raise ValueError(f"refinement={refinement!r} needs the {len(logits)} original images: pass images=[...].")
         return [
-            refined_labels(logit, size, image, refinement)
-            for logit, size, image in zip(logits, target_sizes, images, strict=True)
+            refined_labels(logit, size, image, refinement, extent)
+            for logit, size, image, extent in zip(logits, target_sizes, images, extents, strict=True)
         ]
 
+    def _extents_of_grid(self, target_sizes, grid: tuple[int, int]) -> list[tuple[float, float]]:
+        """Extents of padded images of these sizes; refuses a grid that this processor's padding cannot have led to."""
+        if not self._pads or not target_sizes:
+            return self.content_extents(target_sizes)
+        aspect = (padded := self._content(target_sizes)[1])[1] / padded[0]
+        if abs(grid[1] - grid[0] * aspect) > 1 + aspect:  # a cell of rounding along each axis
+            raise ValueError(
+                f"Logits of {grid[0]} x {grid[1]} cells do not come from images of (height, width) {list(target_sizes)[:4]}. "
+                "Pass the sizes of the originals as target_sizes, or say with extents=[...] which part of the grid shows each."
+            )
+        return self.content_extents(target_sizes)
 
-def refined_labels(logits: torch.Tensor, size: tuple[int, int], image, refinement: str) -> torch.Tensor:
+
+def largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return tuple(max(sides) for sides in zip(*sizes, strict=True))
+
+
+def padded_size(sizes: Sequence[tuple[int, int]], size_divisor: int | None) -> tuple[int, int]:
+    """The smallest multiple of `size_divisor` into which images of all `sizes` fit."""
+    divisor = size_divisor or 1
+    return tuple(-(-side // divisor) * divisor for side in largest(sizes))
+
+
+def _pixels(image) -> torch.Tensor:
+    """`(3, height, width)` uint8."""
+    return torch.from_numpy(np.array(load_image(image))).permute(2, 0, 1)
+
+
+def refined_labels(
+    logits: torch.Tensor,
+    size: tuple[int, int],
+    image,
+    refinement: str,
+    extent: tuple[float, float] = (1.0, 1.0),
+) -> torch.Tensor:
     """Refine the classes that win somewhere; refining the others would only cost time and memory."""
     shrink = min(1.0, REFINEMENT_SIDE / max(size))
     work_size = tuple(max(1, round(side * shrink)) for side in size)
-    pixels = load_image(image).resize(work_size[::-1])
-    pixels = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).to(logits.device)
-    present = upsample_argmax(logits, size).unique()
-    probabilities = upsample(logits[present], work_size).softmax(dim=0)
+    pixels = torch.from_numpy(np.array(load_image(image).resize(work_size[::-1]))).permute(2, 0, 1).to(logits.device)
+    present = upsample_argmax(logits, size, extent).unique()
+    probabilities = upsample(logits[present], work_size, extent).softmax(dim=0)
     return present[upsample_argmax(REFINEMENTS[refinement](pixels[None], probabilities[None])[0], size)]
-
-
-def output_size(image_size: tuple[int, int], size: SizeDict, size_divisor: int | None) -> tuple[int, int]:
-    """`(height, width)` after resizing: aspect kept, both sides at least one patch and a multiple of it."""
-    height, width = image_size
-    divisor = size_divisor or 1
-    if size.height and size.width:
-        target = (size.height, size.width)
-    else:
-        short, long = min(height, width), max(height, width)
-        new_short, new_long = size.shortest_edge, int(size.shortest_edge * long / short)  # int() as CLIP does
-        if size.longest_edge and new_long > size.longest_edge:
-            new_short, new_long = int(size.longest_edge * short / long), size.longest_edge
-        target = (new_short, new_long) if height <= width else (new_long, new_short)
-    return tuple(max(1, -(-side // divisor)) * divisor for side in target)
 
 
 def check_same_sizes(images: list[np.ndarray], maps: list[np.ndarray]) -> None:

@@ -12,10 +12,11 @@ import torch
 from ..clip.text_bank import ClassName
 from ..outputs import SegmentationOutput
 from .image_io import ImageSource, batches_of_one_size, load_image
+from .label_rules import LabelRule
 from .sliding_window import multi_scale_logits, sliding_window_logits
 
 OUTPUT_STRIDE = 4
-"""Pixels of the model's input per cell of the canvas on which windows are averaged."""
+"""Pixels of the model's input per cell of the canvas on which windows are averaged: fast. 1 is exact."""
 
 
 @torch.no_grad()
@@ -32,6 +33,8 @@ def segment(
     batch_size: int = 8,
     templates: str | Sequence[str] | None = None,
     autocast_dtype: torch.dtype | None = None,
+    output_stride: int = OUTPUT_STRIDE,
+    rule: LabelRule | None = None,
 ) -> list[np.ndarray]:
     """Segments images of any sizes.
 
@@ -43,22 +46,28 @@ def segment(
         images: paths, bytes, PIL images or arrays.
         class_names: one name, or a list of synonyms, per class; the model's baked classes where left out.
         window: side of sliding windows, in pixels of the model's input (after the processor's resizing), a multiple
-            of 4. None shows the model the whole image.
-        stride: distance of the windows, a multiple of 4; half a window where left out.
+            of `output_stride`. None shows the model the whole image.
+        stride: distance of the windows, a multiple of `output_stride`; half a window where left out.
         scales: image sizes whose logits are averaged, as factors of the model's input size.
         flip: also average over the mirror images.
         refinement: as in `SegmentationProcessor.post_process_semantic_segmentation`.
         batch_size: images, or windows, per forward pass.
         templates: overrides the processor's own.
         autocast_dtype: run the model in `torch.bfloat16` or `torch.float16` where that is safe.
+        output_stride: pixels per cell of the canvas on which windows are averaged: 4 is fast, 1 exact.
+        rule: a background threshold, names that compete, PAMR on scores: see `LabelRule`. PAMR follows the picture as the model
+            sees it, not the original. In place of `refinement`.
 
     Returns:
         One `(H, W)` int64 array of class ids per image, in the image's own size and in the order given.
     """
-    check_options(class_names, window, stride, batch_size, templates)
-    text_inputs = {}
+    check_options(class_names, window, stride, batch_size, templates, rule)
+    text_inputs, class_ids = {}, None
     if class_names is not None:
         text_inputs = processor(class_names=class_names, templates=templates, return_tensors="pt").to(model.device)
+        if rule is not None and rule.per_name:  # as if every name were a class: one channel each
+            class_ids = text_inputs["class_ids"]
+            text_inputs["class_ids"] = torch.arange(len(class_ids), device=class_ids.device)
 
     def predict(pixel_values: torch.Tensor) -> torch.Tensor:
         with torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None):
@@ -67,8 +76,8 @@ def segment(
     def predict_windows(pixel_values: torch.Tensor) -> torch.Tensor:
         if window is None:
             return predict(pixel_values)
-        step = stride or default_stride(window)
-        return sliding_window_logits(predict, pixel_values, window, step, batch_size, OUTPUT_STRIDE)
+        step = stride or default_stride(window, output_stride)
+        return sliding_window_logits(predict, pixel_values, window, step, batch_size, output_stride)
 
     images = [load_image(image) for image in images]
     label_maps = [None] * len(images)
@@ -77,12 +86,18 @@ def segment(
     try:
         for batch in batches_of_one_size(images, batch_size):
             originals = [images[index] for index in batch]
-            pixel_values = processor(images=originals, return_tensors="pt")["pixel_values"]
+            pixel_values, extents = model_inputs(processor, originals, None if window is None else output_stride)
             pixel_values = pixel_values.to(model.device, model.dtype)
             logits = multi_scale_logits(predict_windows, pixel_values, scales, flip)
-            sizes = [image.size[::-1] for image in originals]
             maps = processor.post_process_semantic_segmentation(
-                SegmentationOutput(logits=logits), target_sizes=sizes, refinement=refinement, images=originals
+                SegmentationOutput(logits=logits),
+                target_sizes=[image.size[::-1] for image in originals],
+                refinement=refinement,
+                images=originals,
+                rule=rule,
+                class_ids=class_ids,
+                extents=extents,
+                guides=content(pixel_values, extents),
             )
             for index, label_map in zip(batch, maps, strict=True):
                 label_maps[index] = label_map.cpu().numpy()
@@ -91,15 +106,43 @@ def segment(
     return label_maps
 
 
-def default_stride(window: int) -> int:
+def model_inputs(processor, images: Sequence, output_stride: int | None) -> tuple[torch.Tensor, list[tuple[float, float]]]:
+    """`pixel_values (batch, 3, height, width)` of images of one size, and the share of them that shows the image.
+
+    Args:
+        output_stride: of the canvas for windows, which fit the image without padding to the patch grid; None for whole images.
+    """
+    sizes = [image.size[::-1] for image in images]
+    if output_stride is None or not processor.image_processor.do_pad:
+        pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
+        return pixel_values, processor.image_processor.content_extents(sizes)
+    pixel_values = processor(images=images, size_divisor=1, return_tensors="pt")["pixel_values"]
+    height, width = pixel_values.shape[-2:]
+    below, right = -height % output_stride, -width % output_stride
+    extents = [(height / (height + below), width / (width + right))] * len(images)
+    return torch.nn.functional.pad(pixel_values, (0, right, 0, below)), extents
+
+
+def content(pixel_values: torch.Tensor, extents: Sequence[tuple[float, float]]) -> list[torch.Tensor]:
+    """The part of each image that is no padding, `(3, h, w)`."""
+    height, width = pixel_values.shape[-2:]
+    return [
+        pixels[:, : round(height * rows), : round(width * columns)]
+        for pixels, (rows, columns) in zip(pixel_values, extents, strict=True)
+    ]
+
+
+def default_stride(window: int, output_stride: int = OUTPUT_STRIDE) -> int:
     """Half a window, on the canvas that windows are averaged on."""
-    return max(1, window // 2 // OUTPUT_STRIDE) * OUTPUT_STRIDE
+    return max(1, window // 2 // output_stride) * output_stride
 
 
-def check_options(class_names, window, stride, batch_size: int, templates) -> None:
+def check_options(class_names, window, stride, batch_size: int, templates, rule: LabelRule | None = None) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
     if stride is not None and window is None:
         raise ValueError(f"stride is {stride}, but there is no window; pass window=..., or leave stride out.")
     if templates is not None and class_names is None:
         raise ValueError("templates only matter for class_names of this call; pass class_names, or leave templates out.")
+    if rule is not None and rule.per_name and class_names is None:
+        raise ValueError("A rule with per_name=True lets names compete: pass class_names with the names of every class.")

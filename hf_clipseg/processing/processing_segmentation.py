@@ -97,9 +97,9 @@ class SegmentationProcessor(ProcessorMixin):
         words = {word: None for names in normalise_class_names(class_names) for name in names for word in name.split()}
         return [word for word in words if unknown in self.tokenizer(word, add_special_tokens=False)["input_ids"]]
 
-    def post_process_semantic_segmentation(self, outputs, target_sizes=None, refinement=None, images=None):
+    def post_process_semantic_segmentation(self, outputs, target_sizes=None, refinement=None, images=None, **options):
         """See `SegmentationImageProcessor.post_process_semantic_segmentation`."""
-        return self.image_processor.post_process_semantic_segmentation(outputs, target_sizes, refinement, images)
+        return self.image_processor.post_process_semantic_segmentation(outputs, target_sizes, refinement, images, **options)
 
     @property
     def model_input_names(self) -> list[str]:

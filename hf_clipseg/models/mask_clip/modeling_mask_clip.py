@@ -59,14 +59,14 @@ class MaskClipForSemanticSegmentation(DenseClipPreTrainedModel):
         patch_embeds = self.dense_features(pixel_values)
         name_embeds, class_ids = self.resolve_classes(input_ids, name_ids, class_ids)
         cosines = max_over_synonyms(cosine_maps(patch_embeds, name_embeds.to(patch_embeds.dtype)), class_ids)
-        logits = self.clip.logit_scale.exp() * cosines
+        logits = self.logit_scale * cosines
 
         loss = None if labels is None else segmentation_cross_entropy(logits, labels)
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output = SegmentationOutput(
             loss=loss,
             logits=logits,
-            hidden_states=self.clip.hidden_states(pixel_values) if wants_states else None,
+            hidden_states=self.clip.hidden_states(pixel_values, self.config.position_interpolation) if wants_states else None,
             losses=None if loss is None else {"cross_entropy": loss.detach()},
             patch_embeds=patch_embeds,
         )
@@ -74,4 +74,12 @@ class MaskClipForSemanticSegmentation(DenseClipPreTrainedModel):
 
     def dense_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """L2-normalised features `(batch, h, w, dim)` of `pixel_values (batch, 3, height, width)`, as configured."""
-        return self.clip.dense_features(pixel_values, self.config.attention_variant, self.config.keep_residual)
+        config = self.config
+        return self.clip.dense_features(
+            pixel_values, config.attention_variant, config.keep_residual, config.position_interpolation
+        )
+
+    @property
+    def logit_scale(self) -> torch.Tensor | float:
+        """What the cosines are multiplied by."""
+        return self.clip.logit_scale.exp() if self.config.logit_scale is None else self.config.logit_scale
