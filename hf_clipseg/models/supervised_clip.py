@@ -6,7 +6,6 @@ arXiv 2010.04159). Outside of transformers' own model nothing would initialise i
 """
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -57,10 +56,10 @@ def initialise_as_mask2former(module: nn.Module) -> None:
     Call it for a module with parameters of its own: in models from outside of transformers, `post_init` takes modules without
     such parameters for initialised and never offers them to `_init_weights`, the deformable attention among them.
     """
-    as_model = SimpleNamespace(config=Mask2FormerConfig())  # it reads two standard deviations there
+    as_model = Mask2FormerPreTrainedModel(Mask2FormerConfig())  # without weights: its standard deviations are wanted
     for part in module.modules():
         if isinstance(part, INITIALISED_BY_MASK2FORMER):
-            Mask2FormerPreTrainedModel._init_weights(as_model, part)
+            as_model._init_weights(part)
 
 
 class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
@@ -140,8 +139,7 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         inputs = processor(class_names=[*class_names, *self.EXTRA_NAMES], templates="name", return_tensors="pt")
         old_count = None if self.config.class_names is None else len(self.config.class_names)
         self.config.class_names = normalise_class_names(class_names)
-        self.config.id2label = {index: names[0] for index, names in enumerate(self.config.class_names)}
-        self.config.label2id = {label: index for index, label in self.config.id2label.items()}
+        self.config.name_labels()
         self.config.prompt_input_ids = inputs["input_ids"].tolist()
         self.config.prompt_class_ids = inputs["class_ids"][inputs["name_ids"]].tolist()
         if len(self.config.class_names) != old_count:
@@ -167,13 +165,7 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         class_ids = torch.tensor(self.config.prompt_class_ids, device=self.device)
         if self.training and torch.is_grad_enabled():
             return self.prompts.encode_names(self.clip, input_ids, class_ids)
-        key = self.text_cache.key([*self.clip.text_weights(), self.prompts.contexts], input_ids, class_ids)
-        texts = self.text_cache.get(key)
-        if texts is None:
-            with torch.no_grad():
-                texts = self.prompts.encode_names(self.clip, input_ids, class_ids)
-            self.text_cache.put(key, texts)
-        return texts
+        return self.prompts.encode_names_once(self.text_cache, self.clip, input_ids, class_ids)
 
     @torch.no_grad()
     def bake_classes(self) -> None:
@@ -224,15 +216,13 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         """CLIP -> pyramid -> pixel decoder.
 
         Args:
-            pixel_values: `(batch, 3, height, width)`, or None with `block_maps`.
+            pixel_values: `(batch, 3, height, width)`, or None with `block_maps`; see `check_inputs`.
             block_maps: `(batch, blocks, h, w, width)` from `encode_blocks`.
 
         Returns:
             The decoder's output, with `mask_features (batch, hidden_dim, h, w)` and three `multi_scale_features`, coarse to
             fine; and the hidden states of CLIP, None with `block_maps`.
         """
-        if (pixel_values is None) == (block_maps is None):
-            raise ValueError("Pass pixel_values or block_maps, and not both.")
         if self.config.timm_backbone is not None and block_maps is not None:
             raise ValueError("block_maps are a vision transformer's; a model with timm_backbone needs pixel_values.")
         hidden_states = None
