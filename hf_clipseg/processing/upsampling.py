@@ -55,16 +55,22 @@ def upsample_argmax(logits: torch.Tensor, size: tuple[int, int], extent: tuple[f
 def may_win(logits: torch.Tensor) -> torch.Tensor:
     """`(classes,)` bool: False for classes that are nowhere the maximum of bilinearly up-sampled `logits (classes, h, w)`.
 
-    In every quad one class is the rival: the one whose lowest corner is the highest. Only finite logits can be compared.
+    In every quad a class has five rivals: the winners of the four corners, and the class whose lowest corner is the highest.
+    Only finite logits can be compared.
     """
-    corners = [logits[:, rows, columns] for rows in _pair(logits.shape[1]) for columns in _pair(logits.shape[2])]
-    lowest = torch.minimum(torch.minimum(corners[0], corners[1]), torch.minimum(corners[2], corners[3]))
-    rival = lowest.argmax(dim=0, keepdim=True)
-    possible = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-    for corner in corners:
-        own = corner.gather(0, rival)
-        possible |= (corner + ROUNDING * corner.abs() >= own - ROUNDING * own.abs()).flatten(1).any(dim=1)
-    return possible
+    places = [(rows, columns) for rows in _pair(logits.shape[1]) for columns in _pair(logits.shape[2])]
+    slack = ROUNDING * logits.abs()
+    high, low = logits + slack, logits - slack
+    lowest = torch.stack([logits[:, rows, columns] for rows, columns in places]).amin(dim=0)
+    winner = logits.argmax(dim=0, keepdim=True)
+    rivals = [lowest.argmax(dim=0, keepdim=True), *(winner[:, rows, columns] for rows, columns in places)]
+    possible = torch.ones_like(lowest, dtype=torch.bool)
+    for rival in rivals:
+        above = torch.zeros_like(possible)
+        for rows, columns in places:
+            above |= high[:, rows, columns] >= low[:, rows, columns].gather(0, rival)
+        possible &= above
+    return possible.flatten(1).any(dim=1)
 
 
 def upsample(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float] = WHOLE) -> torch.Tensor:
