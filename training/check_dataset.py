@@ -1,80 +1,256 @@
-"""Shows what the labels of a data set look like, before anything is trained on it: `python -m training.check_dataset NAME`.
+"""Looks through a data set before anything is trained on it: `python -m training.check_dataset NAME`.
 
-Prints the share of every stored label, what `--reduce_labels` and `--ignore_label` make of it, and draws one picture with its
-mask.
+Prints the share of every stored label and what it becomes; what is wrong, per kind, with the files concerned; and the training
+command with the options that the masks call for. Draws one picture with its mask. Ends with status 1 where something is wrong.
 """
 
 import argparse
 import logging
-from collections import Counter
+import shlex
+import sys
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.drawing.overlay import overlay
 
-from .data.sources import ToyscapesSource, load_source
+from .data.file_checks import FileCheck, check_files, label_table, totals
+from .data.layouts import find_validation
+from .data.sources import load_source, split_names
+
+EXAMPLES = 5  # files named per kind of finding
+UNLABELLED_NAMES = ("unlabeled", "unlabelled", "void", "ignore", "ignored", "_ignore_", "__ignore__")
+DEFAULT_LIMIT = 50  # of drawn scenes, and of a stream
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.check_dataset", description="Checks every image and mask of a data set.", allow_abbrev=False
+    )
+    parser.add_argument("dataset_name", help="toyscapes, a preset (voc, ade20k, ...), a Hub id, or a folder")
+    parser.add_argument("--split", help="default: every split")
+    parser.add_argument("--dataset_config_name", help="configuration of a Hub data set")
+    parser.add_argument("--image_column", help="where it cannot be guessed")
+    parser.add_argument("--mask_column", help="where it cannot be guessed")
+    parser.add_argument("--classes", help="names parted by commas, or a file with one class per line")
+    parser.add_argument(
+        "--reduce_labels", action=argparse.BooleanOptionalAction, default=False, help="0 is unlabelled, k -> k - 1"
+    )
+    parser.add_argument("--ignore_label", type=int, help="a label that means unlabelled")
+    parser.add_argument("--id_map", help="JSON file, or pairs such as 255:1,rest:same: stored label -> class")
+    parser.add_argument("--colour_map", help="file with a line per class: sky 128 128 128")
+    parser.add_argument("--validation_fraction", type=float, help="divide a set without a validation split")
+    parser.add_argument("--limit", type=int, help="look at so many images of each split; default: all")
+    parser.add_argument("--streaming", action="store_true", help="read the first --limit rows without downloading the rest")
+    parser.add_argument("--picture", default="dataset_check.png", help="where the overlay is written (%(default)s)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.check_dataset", description="Shows the labels of a data set.")
-    parser.add_argument("dataset_name", help="toyscapes, a preset (voc, ade20k, ...), a Hub id, or a folder")
-    parser.add_argument("--split", default="train", help="(%(default)s)")
-    parser.add_argument("--config_name", help="configuration of a Hub data set")
-    parser.add_argument("--image_column", help="where it cannot be guessed")
-    parser.add_argument("--mask_column", help="where it cannot be guessed")
-    parser.add_argument("--classes_file", help="one class name per line, a JSON list or an id2label JSON")
-    parser.add_argument("--reduce_labels", action="store_true", help="0 means unlabelled: 0 -> 255, k -> k - 1")
-    parser.add_argument("--ignore_label", type=int, help="a label that means unlabelled")
-    parser.add_argument("--limit", type=int, default=50, help="look at so many images (%(default)s)")
-    parser.add_argument("--streaming", action="store_true", help="read the first --limit rows without downloading the rest")
-    parser.add_argument("--picture", default="dataset_check.png", help="where the overlay is written (%(default)s)")
-    options = vars(parser.parse_args(arguments))
-    picture = options.pop("picture")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    source = load_source(**options)
-    for line in report(source):
-        print(line)
-    sample = source[0]
-    overlay(sample["image"], sample["mask"], source.class_names).save(Path(picture))
-    print(f"overlay of {sample['key']}: {picture}")
+    options = vars(build_parser().parse_args(arguments))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("training").setLevel(logging.INFO)
+    try:
+        fatal = run(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if fatal:
+        sys.exit(1)
 
 
-def report(source) -> list[str]:
-    """One line per label: what the files hold, what it becomes, its share of the pixels, and the class name."""
-    pixels, becomes = count_labels(source)
-    total = sum(pixels.values())
-    lines = [f"{len(source)} images, {len(source.class_names) if source.class_names else 'unknown'} classes"]
-    for stored in sorted(pixels):
-        label = becomes[stored]
-        lines.append(f"{stored:>6} -> {label:>4}  {pixels[stored] / total:7.2%}  {label_name(source.class_names, label)}")
-    ignored = sum(count for stored, count in pixels.items() if becomes[stored] == IGNORE_INDEX)
-    return [*lines, f"ignored: {ignored / total:.2%}"]
+def run(options: dict) -> bool:
+    """Whether something is wrong that training would stumble over."""
+    name, picture = options["dataset_name"], options["picture"]
+    limit = options["limit"] or (DEFAULT_LIMIT if name == "toyscapes" or options["streaming"] else None)
+    splits = choose_splits(options)
+    reading = {
+        key: value for key, value in options.items() if key not in ("picture", "split", "classes", "dataset_config_name")
+    }
+    reading |= {"classes_file": options["classes"], "config_name": options["dataset_config_name"], "limit": limit}
+    sources, checks = {}, {}
+    for split in splits:
+        sources[split] = load_source(**reading, split=split)
+        checks[split] = check_files(sources[split])
+        print(f"\n{split}: " + "\n".join(label_table(sources[split], checks[split])))
+    source = sources[splits[0]]
+    findings = [finding for split in splits for finding in file_findings(split, checks[split])]
+    findings += set_findings(source, checks)
+    print("\nfound:" if findings else "\nnothing wrong was found")
+    for finding in findings:
+        print(f"- {finding}")
+    broken = any(finding.fatal and not finding.options for finding in findings)
+    print("\nto train on it" + (" once that is repaired:\n" if broken else ":\n") + training_command(options, splits, findings))
+    draw(source, checks[splits[0]], Path(picture))
+    return any(finding.fatal for finding in findings)
 
 
-def count_labels(source) -> tuple[Counter[int], dict[int, int]]:
-    """Pixels of every stored label, and the label it becomes; labels that no class has are counted too."""
-    pixels: Counter[int] = Counter()
-    becomes: dict[int, int] = {}
-    for index in range(len(source)):
-        if isinstance(source, ToyscapesSource):
-            stored = relabelled = source[index]["mask"]
-        else:
-            stored, relabelled = source.stored_and_relabelled(index)
-        values, firsts, counts = np.unique(stored, return_index=True, return_counts=True)
-        pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-        becomes.update(zip(values.tolist(), relabelled.ravel()[firsts].tolist(), strict=True))
-    return pixels, becomes
+def choose_splits(options: dict) -> list[str]:
+    if options["split"]:
+        return [options["split"]]
+    if options["dataset_name"] == "toyscapes" or options["streaming"]:
+        return ["train"]
+    names = split_names(options["dataset_name"], options["dataset_config_name"])
+    if options["validation_fraction"] is not None and len(names) == 1:
+        return [names[0], "validation"]
+    return names
 
 
-def label_name(class_names: Sequence[str] | None, label: int) -> str:
-    if label == IGNORE_INDEX:
-        return "(ignored)"
+@dataclass
+class Finding:
+    """Something to know before training: `fatal` where training would stop or learn something wrong.
+
+    Args:
+        options: flags that would answer it.
+    """
+
+    text: str
+    fatal: bool = True
+    options: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text if self.fatal else f"(note) {self.text}"
+
+
+def file_findings(split: str, checks: Sequence[FileCheck]) -> list[Finding]:
+    """One finding per kind, with the first files concerned."""
+    by_kind: dict[str, list[FileCheck]] = defaultdict(list)
+    for check in checks:
+        for kind in check.problems:
+            by_kind[kind].append(check)
+    findings = []
+    for kind, found in by_kind.items():
+        names = ", ".join(check.key for check in found[:EXAMPLES]) + (", ..." if len(found) > EXAMPLES else "")
+        findings.append(Finding(f"{split}: {kind}, {len(found)} of {len(checks)}: {names} ({found[0].problems[kind]})"))
+    empty = [check.key for check in checks if check.pixels and all(label == IGNORE_INDEX for label in check.becomes.values())]
+    if empty:
+        findings.append(
+            Finding(f"{split}: {len(empty)} masks hold nothing but ignored pixels: {empty[:EXAMPLES]}", fatal=False)
+        )
+    return findings
+
+
+def set_findings(source, checks: dict[str, list[FileCheck]]) -> list[Finding]:
+    """What only shows when all masks are seen together."""
+    everything = [check for of_split in checks.values() for check in of_split]
+    pixels, becomes = totals(everything)
+    findings = [binary_finding(pixels, becomes), class_finding(source.class_names, pixels, becomes)]
+    findings += [unused_finding(source.class_names, becomes), palette_finding(everything), twin_finding(checks)]
+    return [finding for finding in findings if finding]
+
+
+def binary_finding(pixels, becomes) -> Finding | None:
+    if set(pixels) == {0, IGNORE_INDEX} and becomes[IGNORE_INDEX] == IGNORE_INDEX:
+        return Finding(
+            "masks hold 0 and 255 only: 255 is read as unlabelled, so that the foreground would be ignored; --id_map "
+            "0:0,255:1 makes it class 1",
+            options={"id_map": "0:0,255:1"},
+        )
+    return None
+
+
+def class_finding(class_names: Sequence[str] | None, pixels, becomes) -> Finding | None:
+    """Labels that no class has."""
+    labels = {stored: label for stored, label in becomes.items() if label != IGNORE_INDEX}
     if class_names is None:
-        return ""
-    return class_names[label] if 0 <= label < len(class_names) else "OUT OF RANGE"
+        count = max([label for label in labels.values()], default=0) + 1
+        return Finding(
+            f"classes without names: write {count} names, one per line, to classes.txt in the folder, or pass --classes"
+        )
+    wrong = sorted(stored for stored, label in labels.items() if not 0 <= label < len(class_names))
+    if not wrong:
+        return None
+    share = sum(pixels[stored] for stored in wrong) / sum(pixels.values())
+    text = f"labels that no class has: {wrong[:10]} ({share:.2%} of the pixels; {len(class_names)} classes are named)"
+    if len(wrong) == 1:
+        text += f"; --ignore_label {wrong[0]} leaves them out"
+        if labels[wrong[0]] == len(class_names) and 0 in pixels:
+            text += "; where 0 is unlabelled and classes count from 1, it is --reduce_labels"
+        return Finding(text, options={"ignore_label": str(wrong[0])})
+    pairs = ",".join(f"{stored}:{IGNORE_INDEX}" for stored in wrong) + ",rest:same"
+    return Finding(f"{text}; name them, or leave them out with --id_map {pairs}", options={"id_map": pairs})
+
+
+def unused_finding(class_names: Sequence[str] | None, becomes) -> Finding | None:
+    unused = [name for index, name in enumerate(class_names or ()) if index not in becomes.values()]
+    void = [name for name in class_names or () if name.lower() in UNLABELLED_NAMES and name not in unused]
+    if void:
+        index = list(class_names).index(void[0])
+        stored = next(stored for stored, label in becomes.items() if label == index)
+        return Finding(
+            f"the class {void[0]!r} would be learnt like any other; --ignore_label {stored} leaves it out",
+            fatal=False, options={"ignore_label": str(stored)},
+        )  # fmt: skip
+    if unused:
+        return Finding(f"{len(unused)} classes occur in no mask: {', '.join(unused[:10])}", fatal=False)
+    return None
+
+
+def palette_finding(checks: Sequence[FileCheck]) -> Finding | None:
+    """Indexed masks whose palettes give one label several colours: editors renumber them when they save."""
+    first: dict[int, tuple[tuple, str]] = {}
+    for check in checks:
+        for label, colour in check.palette.items():
+            seen, key = first.setdefault(label, (colour, check.key))
+            if seen != colour:
+                return Finding(
+                    f"label {label} has the colour {seen} in {key} and {colour} in {check.key}: where the colours are the "
+                    "classes, give them with --colour_map"
+                )
+    return None
+
+
+def twin_finding(checks: dict[str, list[FileCheck]]) -> Finding | None:
+    """The same photograph in two splits: scores would be too good."""
+    places: dict[str, tuple[str, str]] = {}
+    twins = []
+    for split, of_split in checks.items():
+        for check in of_split:
+            other, key = places.setdefault(check.content, (split, check.key))
+            if check.content and other != split:
+                twins.append(f"{split} {check.key} = {other} {key}")
+    if not twins:
+        return None
+    return Finding(f"{len(twins)} images are in two splits, such as {twins[:3]}: scores on them would be too good", fatal=False)
+
+
+def training_command(options: dict, splits: Sequence[str], findings: Sequence[Finding]) -> str:
+    """The command that trains on the set as it was checked, with the flags that the findings call for."""
+    flags = {name: options[name] for name in ("dataset_name", "dataset_config_name", "split")}
+    train = next((split for split in splits if split.startswith("train")), splits[0])
+    flags |= {"split": train, **validation_flags(options, splits, train)}
+    flags |= {
+        name: options[name] for name in ("image_column", "mask_column", "classes", "ignore_label", "id_map", "colour_map")
+    }
+    for finding in findings:
+        flags |= {name: value for name, value in finding.options.items() if flags.get(name) is None}
+    if not options["reduce_labels"] and flags.get("id_map") and flags.get("ignore_label") is not None:
+        del flags["ignore_label"]  # the map says it
+    words = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None]
+    words += ["--reduce_labels"] * options["reduce_labels"]
+    output = Path(options["dataset_name"]).resolve().name
+    return " ".join(["python -m training.train_mta_clip", *words, f"--output_dir runs/{shlex.quote(output)}"])
+
+
+def validation_flags(options: dict, splits: Sequence[str], train: str) -> dict:
+    held_out = find_validation(split for split in splits if split != train)
+    if options["validation_fraction"] is not None or held_out is None:
+        return {"validation_fraction": options["validation_fraction"] or 0.1}
+    return {"validation_split": held_out}
+
+
+def draw(source, checks: Sequence[FileCheck], picture: Path) -> None:
+    """The first image that has nothing wrong with it, with its mask over it."""
+    for index, check in enumerate(checks):
+        names = source.class_names
+        fits = names is None or all(label == IGNORE_INDEX or 0 <= label < len(names) for label in check.becomes.values())
+        if not check.problems and fits:
+            sample = source[index]
+            overlay(sample["image"], sample["mask"], names).save(picture)
+            print(f"\n{check.key} with its mask: {picture}")
+            return
+    print("\nno image fits its mask: no picture is drawn")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from hf_clipseg.drawing.overlay import contact_sheet
 from training import curate_concepts
 from training.curation.concept_table import ConceptTable
 from training.curation.tokenization import build_word_tokenizer
-from training.data.caption_sources import read_caption_rows, read_coco_captions
+from training.data.caption_files import read_caption_file
 from training.engine.provenance import provenance, write_json
 
 SHOWN = 8
@@ -32,11 +32,11 @@ SHOWN = 8
 def read_folder(folder: Path) -> dict[Path, list[str]]:
     """Image file -> captions."""
     if (folder / "captions.csv").is_file():
-        return {folder / "images" / name: captions for name, captions in read_caption_rows(folder / "captions.csv").items()}
+        return {folder / "images" / name: captions for name, captions in read_caption_file(folder / "captions.csv").items()}
     found = {}
     for path in sorted(folder.glob("annotations/captions_*.json")):
         images = folder / "images" / path.stem.removeprefix("captions_")
-        found |= {images / name: captions for name, captions in read_coco_captions(path).items() if (images / name).is_file()}
+        found |= {images / name: captions for name, captions in read_caption_file(path).items() if (images / name).is_file()}
     if not found:
         raise SystemExit(f"error: {folder} has neither captions.csv nor annotations/captions_*.json with images.")
     return found

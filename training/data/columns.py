@@ -8,12 +8,14 @@ import datasets
 from hf_clipseg.clip.class_files import read_class_file, split_synonyms
 
 COLUMN_NAMES = {
-    "image": ("image", "pixel_values", "jpg", "jpeg", "png"),
-    "mask": ("mask", "label", "labels", "annotation", "semantic_segmentation", "segmentation"),
+    "image": ("image", "pixel_values", "img", "jpg", "jpeg", "png"),
+    "mask": (
+        "mask", "label", "labels", "annotation", "semantic_segmentation", "segmentation", "segmentation_mask", "gt",
+    ),
     "caption": ("caption", "text", "txt", "captions"),
     "labels": ("image_labels", "tags"),
     "key": ("key", "__key__", "file_name", "filename", "id"),
-}
+}  # fmt: skip
 CLASS_FILES = (
     "classes.txt", "classes.json", "id2label.json", "class_names.txt", "labels.txt", "class_dict.csv", "_classes.csv",
     "objectInfo150.csv",

@@ -47,7 +47,8 @@ class Preset:
     id_map: Mapping[int, int] | None = None
 
 
-def _cityscapes_id_map() -> dict[int, int]:
+def cityscapes_id_map() -> dict[int, int]:
+    """Label ids -> train ids; 255 for those that are not scored."""
     train_ids = {label_id: train_id for train_id, label_id in enumerate(CITYSCAPES_TRAIN_IDS)}
     return {label_id: train_ids.get(label_id, IGNORE_INDEX) for label_id in range(34)}
 
@@ -57,7 +58,7 @@ PRESETS = {
     "ade20k": Preset("danjacobellis/scene_parse_150", "image", "annotation", ADE20K_CLASSES, reduce_labels=True),
     "cityscapes": Preset("Chris1/cityscapes", "image", "semantic_segmentation", CITYSCAPES_CLASSES),
     "cityscapes_label_ids": Preset(
-        "Chris1/cityscapes", "image", "semantic_segmentation", CITYSCAPES_CLASSES, id_map=_cityscapes_id_map()
+        "Chris1/cityscapes", "image", "semantic_segmentation", CITYSCAPES_CLASSES, id_map=cityscapes_id_map()
     ),
     "sidewalk": Preset("segments/sidewalk-semantic", "pixel_values", "label", reduce_labels=True),
 }

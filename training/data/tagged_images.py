@@ -1,11 +1,10 @@
-"""Images with tags instead of masks: Toyscapes, a Hub data set, or a folder of images with a CSV.
+"""Images with tags instead of masks: Toyscapes, a Hub data set, or a folder (see `tag_files`).
 
-The CSV has a header and the columns `file` (path below the folder) and `labels` (class names parted by `;`). Masks are never
-read here, so nothing that is trained on these sources can have seen one.
+Masks are never read here, so nothing that is trained on these sources can have seen one.
 """
 
-import csv
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ import torch
 
 from hf_clipseg.clip.text_bank import ClassName, normalise_class_names
 from hf_clipseg.localization.prototypes import encode_image_labels
-from hf_clipseg.processing.image_io import load_image
 from hf_clipseg.toyscapes.scene_datasets import ToyscapesDataset, code_digest
 from hf_clipseg.toyscapes.scene_vocabulary import CLASS_NAMES, SYNONYMS
 
 from .columns import class_names_in_features, class_names_in_folder, find_column, find_key_column
-from .sources import open_dataset, read_image
+from .source_types import read_image
+from .sources import open_dataset
+from .tag_files import TAG_LAYOUTS, labels_table
 
 
 class TaggedImages:
@@ -83,13 +83,15 @@ def load_tagged_images(
     image_column: str | None = None,
     labels_column: str | None = None,
     size: tuple[int, int] = (128, 128),
+    validation_fraction: float | None = None,
 ) -> TaggedImages:
     """Tagged images of any source.
 
     Args:
-        dataset_name: "toyscapes", a folder of images (then `labels_csv` is needed), or a Hub id.
+        dataset_name: "toyscapes", a folder of images (see `tag_files`), or a Hub id.
+        labels_csv: of a folder, where it is not called `tags.csv` or `labels.csv`.
         class_names: all classes in order; by default those of the data set, or all labels of the CSV in alphabetical order.
-        limit, seed: use so many images, drawn by `seed`.
+        limit, seed, validation_fraction: see `open_dataset`.
         size: of Toyscapes scenes.
 
     Raises:
@@ -97,19 +99,26 @@ def load_tagged_images(
     """
     if dataset_name == "toyscapes":
         return tagged_toyscapes(ToyscapesDataset(split, size, limit, seed))
+    layouts = TAG_LAYOUTS
     if labels_csv is not None:
-        return tagged_folder(Path(dataset_name), Path(labels_csv), class_names, limit, seed)
-    dataset = open_dataset(dataset_name, split, config_name, limit=limit, seed=seed)
+        if not Path(dataset_name).is_dir():
+            raise ValueError(f"--labels_csv belongs to a folder of images, but there is no folder {dataset_name}.")
+        layouts = {f"images that {labels_csv} lists": partial(labels_table, path=Path(labels_csv))}
+    dataset, layout = open_dataset(
+        dataset_name, split, config_name, limit=limit, seed=seed, validation_fraction=validation_fraction, layouts=layouts
+    )
     image_column = find_column(dataset.column_names, "image", image_column)
     labels_column = find_column(dataset.column_names, "labels", labels_column)
-    names = class_names or class_names_in_features(dataset.features)
+    names = (
+        class_names or class_names_in_folder(dataset_name) or layout.class_names or class_names_in_features(dataset.features)
+    )
     if names is None:
         raise ValueError(f"{dataset_name} does not name its classes: pass class_names (--classes).")
     key_column = find_key_column(dataset.column_names)
     keys = [str(key) for key in dataset[key_column]] if key_column else [str(index) for index in range(len(dataset))]
     return TaggedImages(
         keys, encode_image_labels(list(dataset[labels_column]), names), names,
-        {"dataset": dataset_name, "fingerprint": dataset._fingerprint},
+        {"dataset": Path(dataset_name).name, "fingerprint": dataset._fingerprint},
         lambda index: read_image(dataset[index][image_column], keys[index]),
     )  # fmt: skip
 
@@ -127,36 +136,3 @@ def tagged_toyscapes(scenes: ToyscapesDataset) -> TaggedImages:
         {"dataset": "toyscapes", "code": code_digest(), **scenes.settings()},
         lambda index: Image.fromarray(pixels[index]),
     )  # fmt: skip
-
-
-def tagged_folder(folder: Path, labels_csv: Path, class_names, limit: int | None, seed: int) -> TaggedImages:
-    """Images below `folder` that `labels_csv` lists."""
-    rows = read_labels_csv(labels_csv)
-    missing = [file for file, _ in rows if not (folder / file).is_file()]
-    if missing:
-        raise ValueError(f"{labels_csv} lists {len(missing)} files that are not in {folder} (the first: {missing[:5]}).")
-    if limit is not None and limit < len(rows):
-        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:limit]
-        rows = [rows[index] for index in sorted(chosen.tolist())]
-    names = class_names or class_names_in_folder(folder) or sorted({label for _, labels in rows for label in labels})
-    files = [file for file, _ in rows]
-    return TaggedImages(
-        files, encode_image_labels([labels for _, labels in rows], names), names,
-        {"folder": folder.name, "csv": labels_csv.read_text(encoding="utf-8-sig"), "limit": limit, "seed": seed},
-        lambda index: load_image(folder / files[index]),
-    )  # fmt: skip
-
-
-def read_labels_csv(path: Path) -> list[tuple[str, list[str]]]:
-    """(file, labels) of every row.
-
-    Raises:
-        ValueError: no such file, or the columns `file` and `labels` are missing.
-    """
-    if not path.is_file():
-        raise ValueError(f"There is no label file {path}.")
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        if not {"file", "labels"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path} needs the columns 'file' and 'labels', it has {reader.fieldnames}.")
-        return [(row["file"], [label.strip() for label in (row["labels"] or "").split(";") if label.strip()]) for row in reader]

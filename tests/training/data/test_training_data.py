@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.check_dataset import main as check_dataset
-from training.check_dataset import report
 from training.data.caption_cache import CachedCaptions
 from training.data.columns import find_column
 from training.data.masks import MaskReader, voc_palette
@@ -251,30 +249,6 @@ def test_presets_have_as_many_names_as_ids():
     assert len(set(ADE20K_CLASSES)) == 150
     id_map = PRESETS["cityscapes_label_ids"].id_map
     assert sorted(set(id_map.values())) == [*range(19), 255] and id_map[7] == 0 and id_map[33] == 18
-
-
-# ---- the dataset check
-
-
-def test_report_counts_stored_and_relabelled_pixels(tmp_path):
-    folder = parallel_folders(tmp_path, [IDS])
-    lines = report(load_source(folder, "train", reduce_labels=True))
-    assert [line.split()[:4] for line in lines[1:-1]] == [
-        ["0", "->", "255", "16.67%"], ["1", "->", "0", "33.33%"], ["2", "->", "1", "33.33%"], ["255", "->", "255", "16.67%"],
-    ]  # fmt: skip
-    assert lines[-1] == "ignored: 33.33%"
-
-
-def test_report_marks_labels_without_a_class_instead_of_failing(tmp_path):
-    folder = parallel_folders(tmp_path, [IDS])
-    (tmp_path / "classes.txt").write_text("sky\nsea\n")
-    assert "OUT OF RANGE" in "\n".join(report(load_source(folder, "train")))
-
-
-def test_check_writes_an_overlay(tmp_path, capsys):
-    check_dataset(["toyscapes", "--split", "test", "--limit", "1", "--picture", str(tmp_path / "overlay.png")])
-    assert Image.open(tmp_path / "overlay.png").size == (128, 128)
-    assert "1 images, 30 classes" in capsys.readouterr().out
 
 
 # ---- captions and their cache
