@@ -1,13 +1,39 @@
 """Files and folders that exist are complete: written under a temporary name beside their place, then renamed.
 
-A kill at any moment leaves what was there before, and a temporary name that the next write of the same thing takes over.
+A kill at any moment leaves what was there before, and a temporary name that the next write of the same thing takes over. So
+does a disk that fills up, which is a `DiskFullError` whatever the library that wrote makes of it.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_SIGNS = ("No space left on device", "os error 28", "Disk quota exceeded", "PytorchStreamWriter", "inline_container")
+"""What safetensors and torch say, whose errors carry no number."""
+
+
+class DiskFullError(OSError):
+    """There is no room for what was to be written."""
+
+
+@contextmanager
+def disk_full_named(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what the block raises on a full disk into one sentence about `path`; other errors pass."""
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) not in FULL and not any(sign in str(error) for sign in FULL_SIGNS):
+            raise
+        free = shutil.disk_usage(Path(path).parent).free / 2**20
+        raise DiskFullError(
+            f"{path} could not be written: the disk is full ({free:.1f} MB are free). Make room and try again."
+        ) from error
 
 
 def partial_name(path: Path) -> Path:
@@ -22,8 +48,9 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
     try:
-        yield partial
-        os.replace(partial, path)
+        with disk_full_named(path):
+            yield partial
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -40,7 +67,8 @@ def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with disk_full_named(path):
+            yield partial
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             os.replace(path, old)

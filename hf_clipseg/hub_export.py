@@ -10,43 +10,69 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from .atomic import replace_file
-from .processing.image_processing_segmentation import SegmentationImageProcessor
-from .processing.processing_segmentation import SegmentationProcessor
-
-PROCESSOR_CLASSES = {"AutoProcessor": SegmentationProcessor, "AutoImageProcessor": SegmentationImageProcessor}
 
 
-def save_with_code(model: PreTrainedModel, processor: SegmentationProcessor, folder: str | os.PathLike) -> None:
-    """Writes model, processor and their source files to `folder`, ready to be uploaded to the Hub."""
+def save_with_code(model: PreTrainedModel, processor: Any, folder: str | os.PathLike) -> None:
+    """Writes model, processor and their source files to `folder`, ready to be uploaded to the Hub.
+
+    Args:
+        model: of this package, or of transformers, which needs no code.
+        processor: has `save_pretrained`; or a list of such, tokenizer and image processor for instance.
+        folder: is made where it does not exist.
+
+    Raises:
+        ValueError: the code cannot be laid side by side, see `copy_flat`.
+    """
+    processors = list(processor) if isinstance(processor, (list, tuple)) else [processor]
+    for part in (model, *processors):
+        part.save_pretrained(folder)
+    add_code(folder, type(model), processors[0])
+
+
+def add_code(folder: str | os.PathLike, model_class: type[PreTrainedModel], processor: Any) -> None:
+    """Adds the source files of `model_class` and `processor` to a folder that both were saved in."""
     folder = Path(folder)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    model_classes = dict.fromkeys(("AutoModel", "AutoModelForSemanticSegmentation"), type(model))
-    write_auto_map(folder / "config.json", {"AutoConfig": type(model.config), **model_classes})
-    write_auto_map(folder / "processor_config.json", PROCESSOR_CLASSES, "image_processor")
-    for exported in {type(model.config), type(model), *PROCESSOR_CLASSES.values()}:
-        copy_flat(Path(inspect.getfile(exported)), folder)
+    model_classes = dict.fromkeys(("AutoModel", "AutoModelForSemanticSegmentation"), model_class)
+    model_classes = {"AutoConfig": model_class.config_class, **model_classes}
+    image_classes = {"AutoImageProcessor": type(getattr(processor, "image_processor", None))}
+    processor_classes = {"AutoProcessor": type(processor), **image_classes}
+    write_auto_map(folder / "config.json", model_classes)
+    write_auto_map(folder / "processor_config.json", processor_classes, "image_processor")
+    exported = {cls for cls in (*model_classes.values(), *processor_classes.values()) if needs_code(cls)}
+    copy_flat([Path(inspect.getfile(cls)) for cls in exported], folder)
+
+
+def needs_code(cls: type) -> bool:
+    """Whether the code of a class has to travel: it is neither Python's nor transformers' own."""
+    return cls.__module__.partition(".")[0] not in ("builtins", "transformers")
 
 
 def write_auto_map(file: Path, classes: dict[str, type], *parts: str) -> None:
     """Says in a saved configuration, and in these parts of it, which file beside it defines which class."""
+    auto_map = {auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in classes.items() if needs_code(cls)}
+    if not auto_map or not file.is_file():
+        return
     content = json.loads(file.read_text(encoding="utf-8"))
-    auto_map = {auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in classes.items()}
-    for described in (content, *(content[part] for part in parts)):
+    for described in (content, *(content[part] for part in parts if part in content)):
         described["auto_map"] = auto_map
     with replace_file(file) as partial:
         partial.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def copy_flat(source: Path, folder: Path) -> None:
-    """Copies `source`, and what it reaches through relative imports, side by side into `folder`."""
-    waiting, seen = [source], set()
+def copy_flat(sources: Iterable[Path], folder: Path) -> None:
+    """Copies the files, and what they reach through relative imports, side by side into `folder`.
+
+    Raises:
+        ValueError: two files have one name, or an import names no file.
+    """
+    waiting, seen = list(sources), set()
     while waiting:
         path = waiting.pop()
         if path in seen:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,9 +22,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
+from hf_clipseg.atomic import disk_full_named, replace_file
+
 from ..settings.training_settings import TrainingSettings, add_training_arguments  # noqa: F401  (scripts that have not moved to HfArgumentParser)
-from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import METRICS_FILE, Checkpoints, check_output_dir, clear_output_dir
+from .interruption import Stopped, StopSignal, any_process, ignore_stop_signals
 from .precision import resolve_precision
+from .run_identity import run_identity
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +74,15 @@ class StepSampler(Sampler[list[SampleKey]]):
 
 
 class MetricsLog:
-    """`metrics.jsonl` in the output folder, always, and Accelerate's trackers where asked for."""
+    """`metrics.jsonl` in the output folder, always, and Accelerate's trackers where asked for.
 
-    def __init__(self, accelerator: Accelerator, settings: TrainingSettings):
-        self.accelerator, self.path = accelerator, Path(settings.output_dir) / "metrics.jsonl"
+    Rows after `first_step`, which a run that was killed has left, are dropped: the same steps are about to be logged again.
+    """
+
+    def __init__(self, accelerator: Accelerator, settings: TrainingSettings, first_step: int = 0):
+        self.accelerator, self.path = accelerator, Path(settings.output_dir) / METRICS_FILE
+        if accelerator.is_main_process and self.path.is_file():
+            self.drop_rows_after(first_step)
         config = {k: v for k, v in dataclasses.asdict(settings).items() if isinstance(v, (bool, int, float, str))}
         if settings.report_to != "none":
             accelerator.init_trackers(Path(settings.output_dir).name, config=config)
@@ -80,19 +90,41 @@ class MetricsLog:
     def __call__(self, step: int, values: dict[str, float]) -> None:
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with disk_full_named(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **{key: round(value, 6) for key, value in values.items()}}) + "\n")
+
+    def drop_rows_after(self, step: int) -> None:
+        kept = [row for row in self.path.read_text(encoding="utf-8").splitlines() if is_row_up_to(row, step)]
+        with replace_file(self.path) as partial:
+            partial.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+
+
+def is_row_up_to(row: str, step: int) -> bool:
+    """False also for a row that a kill or a full disk cut short."""
+    try:
+        return json.loads(row)["step"] <= step
+    except ValueError:
+        return False
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
-    """The accelerator of a run; creates the output folder and seeds every process."""
+    """The accelerator of a run, in a folder that holds nothing else; seeds every process.
+
+    Raises:
+        ValueError: the output folder holds another run, see `check_output_dir`.
+    """
     Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
+    check_output_dir(settings)
     accelerator = Accelerator(
         mixed_precision=resolve_precision(settings.mixed_precision),
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_dir=settings.output_dir,
     )
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
+    accelerator.wait_for_everyone()  # every process has checked the folder before one of them changes it
+    if accelerator.is_main_process:
+        clear_output_dir(settings)
+    accelerator.wait_for_everyone()
     set_seed(settings.seed)
     return accelerator
 
@@ -123,59 +155,83 @@ def train(
         processor: what `python -m training.export` puts beside the weights of a checkpoint; has `save_pretrained`, or is a
             list of such.
     """
+    identity = run_identity(accelerator, settings, len(dataset), model, optimizer, scheduler, identity)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     ema = make_ema(accelerator, model, settings.ema_decay)
-
-    identity = run_identity(accelerator, settings, len(dataset))
-    checkpoint = find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
-    first_step = load_checkpoint(accelerator, checkpoint, identity) if checkpoint else 0
-    announce(settings, identity, model, first_step)
+    checkpoints = Checkpoints(accelerator, settings, model, scheduler, ema, identity, processor)
+    first_step = checkpoints.resume()
+    announce(accelerator, settings, identity, model, first_step)
 
     batches = iter(make_loader(accelerator, settings, dataset, collate, first_step))
-    log = MetricsLog(accelerator, settings)
+    log = MetricsLog(accelerator, settings, first_step)
     progress = tqdm(total=settings.max_train_steps, initial=first_step, disable=not accelerator.is_main_process, mininterval=5)
     since_log = time.perf_counter(), first_step
+    step, stopped = first_step, False
     model.train()
-    for step in range(first_step + 1, settings.max_train_steps + 1):
-        losses = accumulate_gradients(accelerator, settings, model, batches, compute_losses)
-        finite = is_finite(accelerator, settings, losses, step)
-        if finite:
-            gradient_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-            optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-        if ema is not None:
-            ema.update_parameters(accelerator.unwrap_model(model))
-        progress.update()
+    with StopSignal() as stop:
+        for step in range(first_step + 1, settings.max_train_steps + 1):
+            losses = accumulate_gradients(accelerator, settings, model, batches, compute_losses)
+            finite = is_finite(accelerator, settings, losses, step)
+            if finite:
+                gradient_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+                optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            if ema is not None:
+                ema.update_parameters(accelerator.unwrap_model(model))
+            progress.update()
 
-        if finite and step % settings.logging_steps == 0:
-            elapsed, steps_taken = time.perf_counter() - since_log[0], step - since_log[1]
-            values = {name: accelerator.reduce(value, "mean").item() for name, value in losses.items()}
-            values |= {"gradient_norm": float(gradient_norm), "learning_rate": scheduler.get_last_lr()[0]}
-            values["images_per_second"] = steps_taken * identity["images_per_step"] / elapsed
-            log(step, values)
-            progress.set_postfix(loss=f"{values['loss']:.3f}", rate=f"{values['images_per_second']:.0f}/s")
-            since_log = time.perf_counter(), step
-        if on_step is not None:
-            evaluated = ema.module if ema is not None else accelerator.unwrap_model(model)
-            if values := on_step(step, evaluated):
+            if finite and step % settings.logging_steps == 0:
+                elapsed, steps_taken = time.perf_counter() - since_log[0], step - since_log[1]
+                values = {name: accelerator.reduce(value, "mean").item() for name, value in losses.items()}
+                values |= {"gradient_norm": float(gradient_norm), "learning_rate": scheduler.get_last_lr()[0]}
+                values["images_per_second"] = steps_taken * identity["images_per_step"] / elapsed
                 log(step, values)
-            model.train()
-        if step % settings.checkpointing_steps == 0 or step == settings.max_train_steps:
-            save_checkpoint(accelerator, settings.output_dir, step, identity, settings.checkpoints_total_limit)
+                progress.set_postfix(loss=f"{values['loss']:.3f}", rate=f"{values['images_per_second']:.0f}/s")
+                since_log = time.perf_counter(), step
+            validated = None
+            if on_step is not None:
+                evaluated = ema.module if ema is not None else accelerator.unwrap_model(model)
+                if validated := on_step(step, evaluated):
+                    log(step, validated)
+                model.train()
+            stopped, best = any_process(accelerator, stop.received is not None, checkpoints.is_best(step, validated))
+            if best or stopped or step % settings.checkpointing_steps == 0 or step == settings.max_train_steps:
+                checkpoints.save(step)
+            if stopped:
+                break
     progress.close()
     accelerator.end_training()
+    if stopped:
+        end_stopped_run(accelerator, settings, step, stop)
+    announce_best(accelerator, checkpoints)
     return (ema.module if ema is not None else accelerator.unwrap_model(model)).eval()
+
+
+def end_stopped_run(accelerator: Accelerator, settings: TrainingSettings, step: int, stop: StopSignal) -> None:
+    """Says how to go on, and ends the process with the status of `Stopped`."""
+    if accelerator.is_main_process:
+        cause = stop.received.name if stop.received else "a signal to another process"
+        print(
+            f"stopped by {cause} after step {step} of {settings.max_train_steps}; the work is in "
+            f"{settings.output_dir}/checkpoint-{step}. Go on by the same command with --resume_from_checkpoint latest",
+            file=sys.stderr,
+        )
+    raise Stopped
+
+
+def announce_best(accelerator: Accelerator, checkpoints: Checkpoints) -> None:
+    best = checkpoints.best
+    if best is not None:
+        logger.info("best %s: %.4f, %s", best["metric"], best["value"], checkpoints.folder / best["checkpoint"])
 
 
 def make_ema(accelerator: Accelerator, model: torch.nn.Module, decay: float) -> AveragedModel | None:
     """The moving average of the weights, part of every checkpoint; None where `decay` is 0."""
     if not decay:
         return None
-    ema = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    accelerator.register_for_checkpointing(ema)
-    return ema
+    return AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def make_loader(
@@ -186,7 +242,10 @@ def make_loader(
     # an own generator: a loader draws its base seed when iteration starts, which would shift the restored global random state
     generator = torch.Generator().manual_seed(settings.seed)
     workers = settings.dataloader_num_workers
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, generator=generator)
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, generator=generator,
+        worker_init_fn=ignore_stop_signals,
+    )  # fmt: skip
 
 
 def is_finite(accelerator: Accelerator, settings: TrainingSettings, losses: dict[str, torch.Tensor], step: int) -> bool:
@@ -222,25 +281,16 @@ def accumulate_gradients(
     return totals
 
 
-def run_identity(accelerator: Accelerator, settings: TrainingSettings, num_items: int) -> dict[str, int]:
-    """What fixes the order of the data, so must be the same when a run is continued."""
-    images_per_step = settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
-    return {
-        "seed": settings.seed,
-        "num_items": num_items,
-        "images_per_step": images_per_step,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-    }
-
-
-def announce(settings: TrainingSettings, identity: dict[str, int], model: torch.nn.Module, first_step: int) -> None:
+def announce(
+    accelerator: Accelerator, settings: TrainingSettings, identity: dict[str, Any], model: torch.nn.Module, first_step: int
+) -> None:
     """Says what is about to happen, before it happens."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     images = identity["images_per_step"]
     logger.info(
         "steps %d to %d of %d images each (%.1f epochs of %d items), %.2f M trainable parameters, precision %s, output %s",
         first_step + 1, settings.max_train_steps, images, settings.max_train_steps * images / identity["num_items"],
-        identity["num_items"], trainable / 1e6, settings.mixed_precision, settings.output_dir,
+        identity["num_items"], trainable / 1e6, accelerator.mixed_precision, settings.output_dir,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def configured_precision() -> str | None:
         return stated.lower()
     if not os.path.isfile(default_config_file):
         return None
-    stated = load_config_from_file(None).mixed_precision
+    stated = load_config_from_file(default_config_file).mixed_precision
     return None if stated is None else str(stated).lower()
 
 

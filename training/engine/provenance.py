@@ -1,18 +1,19 @@
 """Where a figure comes from: command, versions, commit, date. Every file of results carries it."""
 
 import json
-import os
 import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import torch
 import transformers
 
 import hf_clipseg
+from hf_clipseg.atomic import replace_file
 
 
 def provenance(module: str, command_line: Sequence[str]) -> dict:
@@ -30,8 +31,9 @@ def provenance(module: str, command_line: Sequence[str]) -> dict:
     }
 
 
+@cache
 def commit_of(file: Path) -> dict:
-    """`commit` and `dirty` of the repository that tracks `file`; None for both where none does."""
+    """`commit` and `dirty` of the repository that tracks `file`; None for both where none does. Git is asked once."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -47,9 +49,6 @@ def commit_of(file: Path) -> dict:
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Writes to a temporary name, then renames, so that a file that exists is complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """A file that exists is complete."""
+    with replace_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -11,61 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from training.engine.checkpoints import find_checkpoint, list_checkpoints
-from training.engine.loop import StepSampler, TrainingSettings, make_accelerator, train
-from training.engine.optim import make_schedule, parameter_groups, schedule_factor
+from training.engine.loop import StepSampler, TrainingSettings
+from training.engine.optim import parameter_groups, schedule_factor
+
+from ...tiny_run import Samples, compute_losses, dies_after, run
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class Samples(torch.utils.data.Dataset):
-    """x depends on the item and on the epoch, as augmented images do; `seen` records what was read."""
-
-    def __init__(self, length=7):
-        self.length, self.seen = length, []
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, key):
-        self.seen.append(tuple(key))
-        x = torch.randn(4, generator=torch.Generator().manual_seed(100 * key.epoch + key.index))
-        return {"x": x, "y": x.sum()}
-
-
-def collate(samples):
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def compute_losses(model, batch):
-    loss = (model(batch["x"]).squeeze(-1) - batch["y"]).square().mean()
-    return {"loss": loss, "half": loss / 2}
-
-
-def run(folder, steps=6, dropout=0.3, stop_after=None, dataset=None, losses=compute_losses, **options):
-    """Trains a small net; returns (model, weights by name)."""
-    settings = TrainingSettings(
-        **{"output_dir": str(folder), "max_train_steps": steps, "train_batch_size": 2, "seed": 3, **options}
-    )
-    accelerator = make_accelerator(settings)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.Linear(8, 1))
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05, 0.1))
-    scheduler = make_schedule(optimizer, "cosine", 2, steps)
-    on_step = None
-    if stop_after is not None:
-
-        def on_step(step, _):
-            if step > stop_after:
-                raise KeyboardInterrupt
-
-    model = train(
-        accelerator, settings, model, optimizer, scheduler, dataset or Samples(), collate, losses, on_step=on_step
-    )  # fmt: skip
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def assert_same(first, second):
@@ -81,8 +36,7 @@ def assert_same(first, second):
 def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path, options):
     straight = run(tmp_path / "straight", **options)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", checkpointing_steps=3, stop_after=4, **options)  # dies at step 5, last checkpoint at 3
-    AcceleratorState._reset_state(reset_partial_state=True)
+        run(tmp_path / "broken", checkpointing_steps=3, on_step=dies_after(4), **options)  # last checkpoint at 3
     dataset = Samples()
     resumed = run(tmp_path / "broken", resume_from_checkpoint="latest", checkpointing_steps=3, dataset=dataset, **options)
     assert_same(straight, resumed)
@@ -92,9 +46,8 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path,
 def test_resuming_in_another_data_order_is_refused(tmp_path):
     run(tmp_path, steps=2, checkpointing_steps=1)
     for options in ({"seed": 4}, {"train_batch_size": 4}, {"dataset": Samples(9)}):
-        AcceleratorState._reset_state(reset_partial_state=True)
         with pytest.raises(ValueError, match="in the checkpoint"):
-            run(tmp_path, steps=4, resume_from_checkpoint="latest", **options)
+            run(tmp_path, steps=2, resume_from_checkpoint="latest", **options)
 
 
 def test_resume_latest_without_a_checkpoint_starts_anew_and_a_wrong_path_is_an_error(tmp_path):
@@ -131,7 +84,6 @@ def test_latest_is_by_number_and_ignores_incomplete_folders(tmp_path):
 
 def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path):
     small = run(tmp_path / "a", dropout=0.0, train_batch_size=2, gradient_accumulation_steps=3)
-    AcceleratorState._reset_state(reset_partial_state=True)
     large = run(tmp_path / "b", dropout=0.0, train_batch_size=6)
     for name in small:
         torch.testing.assert_close(small[name], large[name], rtol=1e-4, atol=1e-5)
@@ -145,7 +97,6 @@ def test_ema_is_the_average_by_hand(tmp_path):
         return compute_losses(model, batch)
 
     averaged = run(tmp_path, steps=3, ema_decay=0.75, losses=watch)
-    AcceleratorState._reset_state(reset_partial_state=True)
     last = run(tmp_path / "plain", steps=3)
     for name, value in averaged.items():  # AveragedModel starts from the weights after the first step
         expected = 0.75 * (0.75 * history[1][name] + 0.25 * history[2][name]) + 0.25 * last[name]
@@ -171,7 +122,6 @@ def test_loss_that_is_not_finite_stops_the_run_or_skips_the_step(tmp_path):
     with pytest.raises(ValueError, match="not finite at step 2"):
         run(tmp_path / "a", losses=sometimes_nan)
     calls.clear()
-    AcceleratorState._reset_state(reset_partial_state=True)
     weights = run(tmp_path / "b", losses=sometimes_nan, on_nonfinite_loss="skip")
     assert all(value.isfinite().all() for value in weights.values())
 
