@@ -14,7 +14,6 @@ All state is a plain tensor (`ConfusionMatrix.matrix`, `BoundaryF.totals`) that 
 import math
 
 import torch
-import torch.nn.functional as F
 
 from ..constants import IGNORE_INDEX
 
@@ -47,22 +46,11 @@ class ConfusionMatrix:
                 "resize the prediction to the size of the ground truth first."
             )
         valid = target != self.ignore_index
-        prediction, target = prediction[valid], target[valid]
-        self._check_range(target, "target")
-        self._check_range(prediction, "prediction")
-        pairs = torch.bincount(target * self.num_classes + prediction, minlength=self.num_classes**2)
-        self.matrix += pairs.view(self.num_classes, self.num_classes).cpu()
-
-    def _check_range(self, labels: torch.Tensor, name: str) -> None:
-        outside = labels[(labels < 0) | (labels >= self.num_classes)]
-        if outside.numel():
-            values = outside.unique().tolist()
-            listed = ", ".join(map(str, values[:5])) + (" ..." if len(values) > 5 else "")
-            raise ValueError(
-                f"{name} holds the label {listed}; expected "
-                f"0..{self.num_classes - 1}, or {self.ignore_index} (ignore) in the target. "
-                "Is the class list the right one for these masks?"
-            )
+        check_range(target, valid, self.num_classes, self.ignore_index, "target")
+        check_range(prediction, valid, self.num_classes, self.ignore_index, "prediction")
+        pairs = torch.where(valid, target * self.num_classes + prediction, self.num_classes**2)  # the last bin is ignored
+        counts = torch.bincount(pairs.flatten(), minlength=self.num_classes**2 + 1)[:-1]
+        self.matrix += counts.view(self.num_classes, self.num_classes).cpu()
 
     def present(self) -> torch.Tensor:
         """`(C,)` bool: classes that occur in the ground truth."""
@@ -119,10 +107,24 @@ class BoundaryF:
             )
         radius = max(1.0, self.tolerance * math.hypot(*target.shape))
         valid = target != self.ignore_index
-        for class_id in target[valid].unique().tolist():
-            score = _boundary_f(prediction == class_id, target == class_id, valid, radius)
-            if score is not None:
-                self.totals[:, class_id] += torch.tensor([score, 1.0], dtype=torch.float64)
+        check_range(target, valid, self.num_classes, self.ignore_index, "target")
+        check_range(prediction, valid, self.num_classes, self.ignore_index, "prediction")
+        predicted, true = (EdgePixels(labels, valid, radius) for labels in (prediction, target))
+        predicted_counts, near_true = self._counts(predicted, true)
+        true_counts, near_predicted = self._counts(true, predicted)
+        labels = torch.where(valid, target, self.num_classes).flatten()
+        present = torch.bincount(labels, minlength=self.num_classes + 1)[:-1] > 0
+        precision, recall = near_true / predicted_counts, near_predicted / true_counts
+        total = precision + recall  # NaN where either map has no boundary of the class
+        scores = torch.where(total > 0, 2 * precision * recall / total, 0.0)
+        counted = present & ((predicted_counts > 0) | (true_counts > 0))
+        self.totals += torch.stack([torch.where(counted, scores, 0.0), counted.double()]).cpu()
+
+    def _counts(self, edges: "EdgePixels", others: "EdgePixels") -> tuple[torch.Tensor, torch.Tensor]:
+        """Per class, float64: the pixels of `edges`, and those of them that lie near a pixel of `others`."""
+        near = edges.near(others)
+        every = torch.bincount(edges.classes, minlength=self.num_classes).double()
+        return every, torch.bincount(edges.classes[near], minlength=self.num_classes).double()
 
     def per_class(self) -> torch.Tensor:
         """`(C,)` float64 mean F over the images that have a boundary of the class, NaN where none has."""
@@ -178,39 +180,63 @@ def _as_labels(labels) -> torch.Tensor:
     return labels.long()
 
 
-def _boundary_f(prediction, target, valid, radius: float) -> float | None:
-    """F of two `(H, W)` bool masks of one class, None where neither has a boundary inside `valid`."""
-    predicted_edge, true_edge = _inner_boundary(prediction, valid), _inner_boundary(target, valid)
-    predicted_count, true_count = predicted_edge.sum().item(), true_edge.sum().item()
-    if not predicted_count and not true_count:
-        return None
-    if not predicted_count or not true_count:
-        return 0.0
-    near_predicted, near_true = _dilate(torch.stack([predicted_edge, true_edge]), radius)
-    precision = (predicted_edge & near_true).sum().item() / predicted_count
-    recall = (true_edge & near_predicted).sum().item() / true_count
-    return harmonic_mean(precision, recall)
+def check_range(labels: torch.Tensor, valid: torch.Tensor, num_classes: int, ignore_index: int, name: str) -> None:
+    """Raises ValueError where a valid pixel holds no class."""
+    wrong = valid & ((labels < 0) | (labels >= num_classes))
+    if not wrong.any():
+        return
+    values = labels[wrong].unique().tolist()
+    listed = ", ".join(map(str, values[:5])) + (" ..." if len(values) > 5 else "")
+    raise ValueError(
+        f"{name} holds the label {listed}; expected 0..{num_classes - 1}, or {ignore_index} (ignore) in the target. "
+        "Is the class list the right one for these masks?"
+    )
 
 
-def _inner_boundary(mask: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Pixels of `mask` with a 4-neighbour that is valid and outside `mask`."""
-    inside, outside = mask & valid, ~mask & valid
-    beside = torch.zeros_like(mask)
-    beside[1:] |= outside[:-1]
-    beside[:-1] |= outside[1:]
-    beside[:, 1:] |= outside[:, :-1]
-    beside[:, :-1] |= outside[:, 1:]
-    return inside & beside
+_UPPER, _LOWER = (slice(None, -1),), (slice(1, None),)
+_LEFT, _RIGHT = (slice(None), slice(None, -1)), (slice(None), slice(1, None))
 
 
-def _dilate(masks: torch.Tensor, radius: float) -> torch.Tensor:
-    """`(K, H, W)` bool masks grown by a Euclidean disk, built as the union of its horizontal runs."""
-    grown = torch.zeros_like(masks)
-    source = masks.float()
-    height = masks.shape[1]
-    for rise in range(min(int(radius), height - 1) + 1):
-        half_width = int(math.sqrt(radius**2 - rise**2))
-        run = F.max_pool1d(source, 2 * half_width + 1, stride=1, padding=half_width) > 0
-        grown[:, rise:] |= run[:, : height - rise]
-        grown[:, : height - rise] |= run[:, rise:]
-    return grown
+class EdgePixels:
+    """The boundary pixels of all classes of one map: every pixel with a 4-neighbour of another class, both of them valid.
+
+    A pixel has one class, so one pass finds the boundaries of all; what follows costs by boundary pixels, not by classes.
+
+    Args:
+        labels: `(H, W)` int64.
+        valid: `(H, W)` bool.
+        radius: largest distance of two pixels that count as near each other.
+    """
+
+    def __init__(self, labels: torch.Tensor, valid: torch.Tensor, radius: float):
+        edge = torch.zeros_like(valid)
+        for one, other in ((_UPPER, _LOWER), (_LEFT, _RIGHT)):
+            differ = (labels[one] != labels[other]) & valid[one] & valid[other]
+            edge[one] |= differ
+            edge[other] |= differ
+        places = edge.flatten().nonzero().flatten()
+        rows, columns = places // labels.shape[1], places % labels.shape[1]
+        self.classes = labels.flatten()[places]
+        self.radius = radius
+        # One number per pixel, in the order class, row, column; rows are parted so far that no run of columns reaches the next.
+        self.row_step = labels.shape[1] + 2 * int(radius) + 1
+        class_step = self.row_step * (labels.shape[0] + 2 * int(radius) + 1)
+        self.codes = self.classes * class_step + rows * self.row_step + columns
+
+    def near(self, others: "EdgePixels") -> torch.Tensor:
+        """Bool per pixel: whether a pixel of `others` of the same class lies within the radius (Euclidean).
+
+        The disk is looked through row by row, nearest first, and pixels that have found a partner are done.
+        """
+        near = torch.zeros_like(self.codes, dtype=torch.bool)
+        sought, codes = others.codes.sort().values, self.codes
+        open_pixels = torch.arange(len(codes), device=codes.device)
+        rises = sorted(range(-int(self.radius), int(self.radius) + 1), key=abs)
+        for rise in rises if len(sought) else ():
+            half_width = int(math.sqrt(self.radius**2 - rise**2))
+            centre = codes[open_pixels] + rise * self.row_step
+            candidate = sought[torch.searchsorted(sought, centre - half_width).clamp(max=len(sought) - 1)]
+            found = (candidate >= centre - half_width) & (candidate <= centre + half_width)
+            near[open_pixels[found]] = True
+            open_pixels = open_pixels[~found]
+        return near

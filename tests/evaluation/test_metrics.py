@@ -145,6 +145,26 @@ def test_boundary_f_equals_loops(seed, tolerance):
     assert boundary.score() == pytest.approx(boundary_f_by_loops(prediction, target, 3, radius), abs=1e-12)
 
 
+@pytest.mark.parametrize(("num_classes", "shape", "tolerance"), [(40, (19, 31), 0.1), (200, (40, 7), 0.06), (3, (1, 25), 0.2)])
+def test_boundary_f_of_many_classes_equals_loops(num_classes, shape, tolerance):
+    """Every class has pixels everywhere, also at the ends of rows: none may find its partner in the row or class beside."""
+    prediction, target = random_maps(7, num_classes, shape, ignored=0.1)
+    boundary = BoundaryF(num_classes, tolerance)
+    boundary.update(prediction, target)
+    radius = max(1.0, tolerance * math.hypot(*shape))
+    assert boundary.score() == pytest.approx(boundary_f_by_loops(prediction, target, num_classes, radius), abs=1e-12)
+
+
+def test_boundary_f_refuses_labels_that_are_no_class():
+    labels = torch.zeros(6, 6, dtype=torch.int64)
+    for prediction, target, name in ((labels + 3, labels, "prediction"), (labels, labels + 4, "target")):
+        with pytest.raises(ValueError, match=f"{name} holds the label"):
+            BoundaryF(3).update(prediction, target)
+    boundary = BoundaryF(3)
+    boundary.update(labels + 9, torch.full_like(labels, 255))  # what is ignored may hold anything
+    assert boundary.totals.sum() == 0
+
+
 def square(left, size=40):
     labels = torch.zeros(size, size, dtype=torch.int64)
     labels[10:20, left : left + 10] = 1
