@@ -8,11 +8,12 @@ import argparse
 import logging
 import shlex
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_clipseg.atomic import replace_file
 from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.drawing.overlay import overlay
 
@@ -135,9 +136,30 @@ def set_findings(source, checks: dict[str, list[FileCheck]]) -> list[Finding]:
     """What only shows when all masks are seen together."""
     everything = [check for of_split in checks.values() for check in of_split]
     pixels, becomes = totals(everything)
+    if colours := sum((check.colours for check in everything), Counter()):
+        return [colour_finding(colours)]
     findings = [binary_finding(pixels, becomes), class_finding(source.class_names, pixels, becomes)]
     findings += [unused_finding(source.class_names, becomes), palette_finding(everything), twin_finding(checks)]
     return [finding for finding in findings if finding]
+
+
+def colour_finding(colours: Counter) -> Finding:
+    """Masks stored as colours without a map: a draft of one is written, the most frequent colour first."""
+    if len(colours) > IGNORE_INDEX:
+        return Finding(
+            f"masks hold {len(colours)} colours: too many to be classes. Were they blurred by resizing or by JPEG compression, "
+            "or is this the wrong --mask_column?"
+        )
+    draft = Path("colour_map.txt")
+    if not draft.exists():
+        lines = [f"class_{index} {red} {green} {blue}" for index, ((red, green, blue), _) in enumerate(colours.most_common())]
+        with replace_file(draft) as partial:
+            partial.write_text("\n".join(lines) + "\n")
+    return Finding(
+        f"masks hold {len(colours)} colours. Put the names of their classes in {draft}, which lists them, most frequent first "
+        "(void for what is to be ignored), and check again with --colour_map",
+        options={"colour_map": str(draft)},
+    )
 
 
 def binary_finding(pixels, becomes) -> Finding | None:

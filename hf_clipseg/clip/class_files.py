@@ -58,8 +58,12 @@ def read_class_file(path: str | Path) -> list[list[str]]:
 
 
 def split_synonyms(text: str) -> list[str]:
-    """`ship, boat` -> both names, without the white space around them."""
-    return [" ".join(name.split()) for name in re.split(r"[,|;]", text) if name.strip()]
+    """`ship, boat` -> both names, without the white space around them; each once (ADE20K has `door;double;door`)."""
+    names: dict[str, str] = {}
+    for name in re.split(r"[,|;]", text):
+        if name.strip():
+            names.setdefault(" ".join(name.lower().split()), " ".join(name.split()))
+    return list(names.values())
 
 
 def line_entries(text: str) -> list[Entry]:
@@ -116,7 +120,7 @@ def by_id(entries: Sequence[tuple[str, str, str]], first_ids: Sequence[int] = (0
 
 
 def check_entries(path: Path, entries: Sequence[Entry]) -> None:
-    """Every class once, every synonym once per class; says which synonym stands in several classes."""
+    """Every class once; says which synonym stands in several classes."""
     first: dict[str, str] = {}
     owner: dict[str, str] = {}
     shared: dict[str, None] = {}
@@ -126,8 +130,6 @@ def check_entries(path: Path, entries: Sequence[Entry]) -> None:
             raise ValueError(f"{path}, {place}: a class without a name; name it, or remove the {place.split()[0]}")
         if folded[0] in first:
             raise ValueError(f"{path}, {place}: the class {names[0]!r} stands in {first[folded[0]]} already; remove one")
-        if len(set(folded)) < len(folded):
-            raise ValueError(f"{path}, {place}: {names} holds a name twice; remove one of them")
         first[folded[0]] = place
         shared |= {name: None for name in folded if name in owner}
         owner |= dict.fromkeys(folded, place)

@@ -18,7 +18,6 @@ COLUMN_NAMES = {
 }  # fmt: skip
 CLASS_FILES = (
     "classes.txt", "classes.json", "id2label.json", "class_names.txt", "labels.txt", "class_dict.csv", "_classes.csv",
-    "objectInfo150.csv",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from hf_clipseg.constants import IGNORE_INDEX
 
-from .masks import MaskReader, open_mask
+from .masks import MaskReader, colours_of, is_coloured, open_mask
 from .source_types import ToyscapesSource, read_image
 
 NO_CLASS = -1
@@ -28,6 +28,7 @@ class FileCheck:
         pixels: of every stored label.
         becomes: stored label -> class id.
         palette: of an indexed mask, the colours of its labels.
+        colours: pixels of every colour, of a mask stored as colours where no map tells their classes.
         content: digest of the image's pixels.
     """
 
@@ -36,6 +37,7 @@ class FileCheck:
     pixels: Counter = field(default_factory=Counter)
     becomes: dict[int, int] = field(default_factory=dict)
     palette: dict[int, tuple] = field(default_factory=dict)
+    colours: Counter = field(default_factory=Counter)
     content: str = ""
 
 
@@ -72,6 +74,10 @@ def check_mask(check: FileCheck, read_mask: MaskReader, stored: Any) -> np.ndarr
         mask = open_mask(stored, check.key)
         if mask.format == "JPEG":
             check.problems["JPEG mask"] = "compression changes labels at every edge; save masks as PNG"
+            return None
+        if read_mask.ids_of_colours is None and is_coloured(mask):
+            check.colours.update(colours_of(mask))
+            check.problems["mask stored as colours"] = "no colour map says which colour is which class"
             return None
         labels, _ = read_mask.stored_ids(mask, check.key)
     except (ValueError, OSError) as error:

@@ -1,7 +1,7 @@
 """Local folders as people have them: which layout a folder has, which splits it holds, and how one is divided.
 
-A layout is a row of `MASK_LAYOUTS`: what it looks like, and a function that finds it in a folder. To add one, write such a
-function (`folder -> Layout`, or None where the folder looks otherwise) and its row.
+A layout is a row of a table (in `mask_layouts`, `caption_files` or `tag_files`): what it looks like, and a function that finds
+it in a folder. To add one, write such a function (`folder -> Layout`, or None where the folder looks otherwise) and its row.
 """
 
 import hashlib

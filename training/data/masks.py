@@ -6,7 +6,7 @@ Parquet copies). Which of these a file is, is found from its content and logged 
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,14 @@ class MaskReader:
             )
         self.num_classes, self.reduce_labels, self.ignore_label = num_classes, reduce_labels, ignore_label
         self.id_map = id_map
-        self.ids_of_colours = None if colour_map is None else _packed(colour_map)
+        self.ids_of_colours: dict[int, int] | None = None
+        if colour_map is not None:
+            self.use_colours(colour_map)
         self.kinds: set[str] = set()
+
+    def use_colours(self, colour_map: Sequence[Colour] | Mapping[Colour, int]) -> None:
+        """From now on, masks stored as colours are read by this map."""
+        self.ids_of_colours = _packed(colour_map)
 
     def __call__(self, value: Any, key: str) -> np.ndarray:
         """`value` is bytes, a path, a PIL image, an array, or `{"bytes", "path"}`; `key` names it in errors.
@@ -157,6 +163,35 @@ class MaskReader:
             )
         mapped = [id_map.get(value, value if rest == SAME else rest) for value in values.tolist()]
         return np.array(mapped)[positions].reshape(labels.shape)
+
+
+def holds_voc_colours(values: Iterable[Any]) -> bool:
+    """Whether masks are stored as colours, all of them of Pascal VOC's palette: then no other map needs to be given."""
+    known = [*voc_palette(IGNORE_INDEX), VOC_BORDER]
+    coloured = False
+    for value in values:
+        image = open_mask(value, "")
+        if image.mode not in ("RGB", "RGBA"):
+            return False
+        pixels = np.asarray(image.convert("RGB")).astype(np.int64)
+        if not np.isin(pixels @ PACK, np.array(known) @ PACK).all():
+            return False
+        coloured |= bool((pixels != pixels[..., :1]).any())
+    return coloured
+
+
+def is_coloured(image: Image.Image) -> bool:
+    """Whether its channels differ somewhere."""
+    if image.mode not in ("RGB", "RGBA"):
+        return False
+    pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels != pixels[..., :1]).any())
+
+
+def colours_of(image: Image.Image) -> dict[Colour, int]:
+    """Pixels of every colour."""
+    colours, counts = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True)
+    return dict(zip(map(tuple, colours.tolist()), counts.tolist(), strict=True))
 
 
 def _packed(colour_map: Sequence[Colour] | Mapping[Colour, int]) -> dict[int, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 
 from .layouts import Layout, content_digest, has_metadata
-from .presets import CITYSCAPES_CLASSES, VOC_CLASSES, cityscapes_id_map
+from .presets import ADE20K_CLASSES, CITYSCAPES_CLASSES, VOC_CLASSES, cityscapes_id_map
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir")
@@ -55,8 +55,8 @@ def image_and_mask_folders(folder: Path) -> Layout | None:
         splits = {name: partial(open_pairs, images / name, masks / name) for name in shared}
     else:
         splits = {"train": partial(open_pairs, images, masks)}
-    first = next((path.name for path in masks.rglob("*.png")), "")
-    return Layout(splits, reduce_labels=first.startswith("ADE_"))
+    ade20k = next((path.name for path in masks.rglob("*.png")), "").startswith("ADE_")
+    return Layout(splits, class_names=[[name] for name in ADE20K_CLASSES] if ade20k else None, reduce_labels=ade20k)
 
 
 def splits_with_folders(folder: Path) -> Layout | None:

@@ -5,6 +5,7 @@ What folders may look like is in `mask_layouts` and `caption_files`, what comes 
 """
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 
 from hf_clipseg.clip.class_files import class_names_of_argument, read_class_file
+from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.toyscapes.scene_datasets import ToyscapesDataset
 
 from .caption_files import CAPTION_LAYOUTS
@@ -23,9 +25,11 @@ from .columns import class_names_in_features, class_names_in_folder, find_column
 from .id_maps import read_id_map
 from .layouts import Layout, Recogniser, open_split, recognise
 from .mask_layouts import MASK_LAYOUTS
-from .masks import Colour, MaskReader
+from .masks import Colour, MaskReader, holds_voc_colours, voc_palette
 from .presets import PRESETS, Preset
 from .source_types import CaptionSource, SegmentationSource, ToyscapesCaptions, ToyscapesSource
+
+logger = logging.getLogger(__name__)
 
 PATH_TYPES = ("string", "large_string", "binary", "large_binary")
 UNLABELLED_NAMES = ("unlabeled", "unlabelled", "void", "other", "background", "ignore")
@@ -158,9 +162,25 @@ def load_source(
         "id_map": sorted((str(stored), str(class_id)) for stored, class_id in (id_map or {}).items()),
         "colours": sorted(colours.items()) if isinstance(colours, Mapping) else colours,
     }  # fmt: skip
-    return SegmentationSource(
+    source = SegmentationSource(
         dataset, image_column, mask_column, read_mask, class_names, description, folder, layout.decode_mask
     )
+    if colours is None and layout.decode_mask is None:
+        find_voc_colours(source)
+    return source
+
+
+def find_voc_colours(source: SegmentationSource, count: int = 16) -> None:
+    """Reads masks by Pascal VOC's palette where a sample of them is stored in its colours."""
+    rows = sorted({round(row) for row in np.linspace(0, len(source) - 1, count)})
+    try:
+        found = holds_voc_colours(source.stored(row)[2] for row in rows)
+    except ValueError:  # a broken mask is reported when it is its turn
+        return
+    if found:
+        logger.info("masks hold the colours of Pascal VOC's palette, and are read by it")
+        source.read_mask.use_colours(voc_palette(IGNORE_INDEX))
+        source.description["colours"] = "Pascal VOC"
 
 
 def image_columns(dataset: datasets.Dataset) -> list[str]:

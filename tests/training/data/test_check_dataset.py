@@ -118,6 +118,32 @@ def test_names_palettes_twins_and_void(tmp_path, capsys):
     assert status == 1 and "label 0 has the colour (0, 0, 0) in 0 and (1, 1, 1) in 1" in printed
 
 
+def test_masks_stored_as_colours_get_a_draft_of_their_map(tmp_path, capsys, monkeypatch):
+    colours = np.array([(9, 8, 7), (200, 10, 30), (0, 0, 0)], dtype=np.uint8)
+    masks = [Image.fromarray(colours[np.array(ids)]) for ids in ([[0, 1, 1], [1, 1, 0]], [[1, 2, 2], [0, 1, 1]])]
+    folder = folder_of(tmp_path / "data", masks, None)
+    monkeypatch.chdir(tmp_path)
+    status, printed, command = check(capsys, folder)
+    assert status == 1 and "masks hold 3 colours" in printed and value_of(command, "--colour_map") == "colour_map.txt"
+    draft = (tmp_path / "colour_map.txt").read_text()
+    assert draft.splitlines()[0] == "class_0 200 10 30" and len(draft.splitlines()) == 3
+    names = {"200 10 30": "sea", "9 8 7": "sky", "0 0 0": "void"}
+    lines = [line.split(" ", 1)[1] for line in draft.splitlines()]
+    (tmp_path / "colour_map.txt").write_text("\n".join(f"{names[line]} {line}" for line in lines))
+    status, printed, _ = check(capsys, folder, "--colour_map", "colour_map.txt")
+    assert status == 0 and "2 classes" in printed
+    source = load_source(str(folder), "train", colour_map=tmp_path / "colour_map.txt")
+    classes = {"sea": source.class_names.index("sea"), "sky": source.class_names.index("sky")}
+    expected = [[classes["sea"], 255, 255], [classes["sky"], classes["sea"], classes["sea"]]]
+    np.testing.assert_array_equal(source[1]["mask"], expected)
+
+
+def test_too_many_colours_are_no_classes(tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    status, printed, _ = check(capsys, folder_of(tmp_path, [Image.fromarray(noise)]))
+    assert status == 1 and "400 colours: too many" in printed
+
+
 def test_the_same_photograph_in_two_splits_is_noted(tmp_path, capsys):
     for split in ("train", "val"):
         folder_of(tmp_path / split, [IDS], None)

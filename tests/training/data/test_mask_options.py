@@ -9,7 +9,7 @@ from PIL import Image
 
 from training.data.colour_maps import class_names_of_colours, ids_of_colours, read_colour_map
 from training.data.id_maps import read_id_map
-from training.data.masks import MaskReader
+from training.data.masks import MaskReader, voc_palette
 from training.data.sources import load_source
 
 SKY, SEA, VOID = (70, 130, 180), (0, 0, 142), (0, 0, 0)
@@ -90,6 +90,21 @@ def test_masks_stored_as_colours(tmp_path):
     np.testing.assert_array_equal(
         load_source(str(folder), "train", classes_file="sea, sky")[0]["mask"], [[1, 0, 255], [0, 1, 0]]
     )
+
+
+def test_pascal_vocs_colours_are_found_in_the_masks(tmp_path):
+    """A mask of grey colours alone, as of a bus, is then no map of ids either."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    palette = np.array([*voc_palette(256)], dtype=np.uint8)
+    palette[255] = (224, 224, 192)
+    expected = {"a": [[0, 7, 7]], "b": [[15, 255, 20]]}
+    for key, ids in expected.items():
+        for name in ("images", "masks"):
+            Image.fromarray(palette[np.array(ids)]).save(tmp_path / name / f"{key}.png")
+    source = load_source(str(tmp_path), "train")
+    for sample in (source[0], source[1]):
+        np.testing.assert_array_equal(sample["mask"], expected[sample["key"]])
 
 
 def test_a_palette_in_another_order_is_read_by_its_colours(tmp_path):
