@@ -5,7 +5,7 @@ that are stretched to [0, 1] magnify rounding a thousandfold), and what one buil
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from unittest import mock
 
@@ -32,6 +32,11 @@ def double_precision() -> Iterator[None]:
 def doubled(module: nn.Module) -> nn.Module:
     """A copy of `module` with weights of 64 bits."""
     return copy.deepcopy(module).double()
+
+
+def in_double(inputs: Mapping) -> dict:
+    """What a model is called with, floats in 64 bits."""
+    return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor, name: str | None = None, scale: float = 1.0) -> None:

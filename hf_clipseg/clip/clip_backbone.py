@@ -12,6 +12,8 @@ training-free segmentation has found to localise.
 | `naclip` | key-key with a Gaussian neighbourhood | dropped | NACLIP, Hajimiri et al. 2024, arXiv 2404.08181 |
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPTextModel, CLIPVisionModel
@@ -27,6 +29,19 @@ of a cell."""
 
 NACLIP_STANDARD_DEVIATION = 5.0
 TEXT_BATCH = 256
+
+
+class DenseFeatures(NamedTuple):
+    """What `ClipBackbone.encode` makes of a batch of images.
+
+    Args:
+        patch_embeds: `(batch, h, w, dim)`, L2-normalised, in the joint image-text space.
+        hidden_states: input of the first block and output of every block, the last with the attention of the variant, each
+            `(batch, 1 + h * w, width)`; None where not asked for.
+    """
+
+    patch_embeds: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None
 
 
 class ClipBackbone(nn.Module):
@@ -60,7 +75,7 @@ class ClipBackbone(nn.Module):
         keep_residual: bool | None = None,
         position_interpolation: str = "size",
     ) -> torch.Tensor:
-        """Dense features in the joint image-text space.
+        """Dense features in the joint image-text space: `encode` without hidden states.
 
         Args:
             pixel_values: `(batch, 3, height, width)`, any size.
@@ -71,11 +86,26 @@ class ClipBackbone(nn.Module):
         Returns:
             `(batch, ceil(height / patch), ceil(width / patch), dim)`, L2-normalised.
         """
+        return self.encode(pixel_values, attention_variant, keep_residual, position_interpolation).patch_embeds
+
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        attention_variant: str = "value",
+        keep_residual: bool | None = None,
+        position_interpolation: str = "size",
+        output_hidden_states: bool = False,
+    ) -> DenseFeatures:
+        """One run through the encoder; arguments as in `dense_features`. Hidden states are kept where asked for."""
         tokens, grid = self.embed(pixel_values, position_interpolation)
+        states = [tokens]
         for block in self.blocks[:-1]:
             tokens = block(tokens, None)
+            if output_hidden_states:
+                states.append(tokens)
         tokens = last_block_tokens(self.blocks[-1], tokens, grid, attention_variant, keep_residual)
-        return self.project(tokens[:, 1:]).unflatten(1, grid)
+        patch_embeds = self.project(tokens[:, 1:]).unflatten(1, grid)
+        return DenseFeatures(patch_embeds, (*states, tokens) if output_hidden_states else None)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -192,5 +222,6 @@ def gaussian_neighbourhood(grid: tuple[int, int], like: torch.Tensor) -> torch.T
         positions = torch.arange(size, device=like.device, dtype=torch.float32)
         return torch.exp(-((positions[:, None] - positions) ** 2) / (2 * NACLIP_STANDARD_DEVIATION**2))
 
-    patches = torch.kron(axis(grid[0]), axis(grid[1]))
+    # The Kronecker product of the two, written as a broadcast: `torch.kron` would fix the grid of an exported graph.
+    patches = (axis(grid[0])[:, None, :, None] * axis(grid[1])[None, :, None, :]).flatten(2).flatten(0, 1)
     return nn.functional.pad(patches, (1, 0, 1, 0)).to(like.dtype)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .clip_backbone import ClipBackbone
-from .text_bank import average_templates
+from .text_bank import TextCache, average_templates
 
 INITIAL_STANDARD_DEVIATION = 0.02
 NAMES_PER_SEQUENCE = 64
@@ -66,6 +66,13 @@ class PromptLearner(nn.Module):
             name_ids: `(prompts,)`, the name of each prompt; see `text_bank.average_templates`.
         """
         return torch.stack([average_templates(embeds, name_ids) for embeds in self(clip, input_ids)])
+
+    def encode_names_once(
+        self, cache: TextCache, clip: ClipBackbone, input_ids: torch.Tensor, name_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """`encode_names` without gradients, computed again only where names, text encoder or contexts have changed."""
+        weights = [*clip.text_weights(), self.contexts]
+        return cache.get_or_compute(lambda: self.encode_names(clip, input_ids, name_ids), weights, input_ids, name_ids)
 
     def forward(self, clip: ClipBackbone, input_ids: torch.Tensor) -> torch.Tensor:
         """Embedding of every prompt behind every context.

@@ -4,6 +4,8 @@ from transformers import CLIPConfig, PreTrainedConfig
 
 from ..clip.text_bank import normalise_class_names
 
+BACKGROUND = "background"
+
 
 class DenseClipConfig(PreTrainedConfig):
     r"""
@@ -28,8 +30,7 @@ class DenseClipConfig(PreTrainedConfig):
             self.clip_config = self.sub_configs["clip_config"](**(self.clip_config or {}))
         if self.class_names is not None:
             self.class_names = normalise_class_names(self.class_names)
-            self.id2label = {index: names[0] for index, names in enumerate(self.class_names)}
-            self.label2id = {label: index for index, label in self.id2label.items()}
+            self.name_labels()
         super().__post_init__(**kwargs)
         self.check()
 
@@ -40,6 +41,17 @@ class DenseClipConfig(PreTrainedConfig):
                 "has_text_encoder=False without class_names leaves nothing to compare an image with. Bake classes first: "
                 "model.set_classes(names, processor); model.drop_text_encoder()."
             )
+
+    @property
+    def has_background(self) -> bool:
+        """Whether the model predicts a background class with id 0, so that class c has the id c + 1. Methods may say so."""
+        return False
+
+    def name_labels(self) -> None:
+        """Set `id2label` from the classes, after background where there is one."""
+        names = [names[0] for names in self.class_names]
+        self.id2label = dict(enumerate([BACKGROUND, *names] if self.has_background else names))
+        self.label2id = {label: index for index, label in self.id2label.items()}
 
     def baked_class_ids(self) -> list[int] | None:
         """The class of every baked name, in the order of the baked embeddings."""

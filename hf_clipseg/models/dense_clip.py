@@ -83,8 +83,7 @@ class DenseClipPreTrainedModel(PreTrainedModel):
         inputs = processor(class_names=class_names, return_tensors="pt").to(self.device)
         self.class_embeds = self.encode_names(inputs["input_ids"], inputs["name_ids"]).to(self.dtype)
         self.config.class_names = normalise_class_names(class_names)
-        self.config.id2label = {index: names[0] for index, names in enumerate(self.config.class_names)}
-        self.config.label2id = {label: index for index, label in self.config.id2label.items()}
+        self.config.name_labels()
 
     def drop_text_encoder(self) -> None:
         """Forget the text encoder; the baked classes stay. Shrinks a ViT-B/16 checkpoint by 63 M parameters."""
@@ -105,19 +104,36 @@ class DenseClipPreTrainedModel(PreTrainedModel):
         wants_gradient = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights) and self.training
         if wants_gradient:
             return average_templates(self.clip.encode_text(input_ids), name_ids)
-        key = self.text_cache.key(weights, input_ids, name_ids)
-        name_embeds = self.text_cache.get(key)
-        if name_embeds is None:
-            # Full precision under autocast too: the result is kept, and may be asked for without autocast next time.
-            with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
-                name_embeds = average_templates(self.clip.encode_text(input_ids), name_ids)
-            self.text_cache.put(key, name_embeds)
-        return name_embeds
+        return self.text_cache.get_or_compute(
+            lambda: average_templates(self.clip.encode_text(input_ids), name_ids), weights, input_ids, name_ids
+        )
+
+    def check_inputs(self, output_hidden_states: bool | None, **inputs: torch.Tensor | None) -> bool:
+        """Whether this call returns hidden states: as it asks, or else as configured.
+
+        Args:
+            output_hidden_states: of the call.
+            inputs: `pixel_values` and what may stand in for it, such as features that were computed before.
+
+        Raises:
+            ValueError: none or several of `inputs` were passed, or hidden states are wanted of features computed before.
+        """
+        given = [name for name, value in inputs.items() if value is not None]
+        if len(given) != 1:
+            both = ", and not both" if len(inputs) > 1 else ""
+            raise ValueError(f"Pass {' or '.join(inputs)}{both}; this call has {' and '.join(given) or 'no input'}.")
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if wanted and given != ["pixel_values"]:
+            raise ValueError(
+                f"Hidden states are those of a run through CLIP, and {given[0]} come from an earlier one. Pass pixel_values, "
+                "or leave output_hidden_states out."
+            )
+        return bool(wanted)
 
     def resolve_classes(
         self, input_ids: torch.Tensor | None, name_ids: torch.Tensor | None, class_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Name embeddings `(names, dim)` and the class of each name `(names,)`: of this call, or the baked ones."""
+    ) -> tuple[torch.Tensor, torch.Tensor | list[int]]:
+        """Name embeddings `(names, dim)` and the class of each name: of this call, or the baked ones, as plain numbers."""
         if input_ids is not None:
             if name_ids is None or class_ids is None:
                 raise ValueError(
@@ -130,4 +146,4 @@ class DenseClipPreTrainedModel(PreTrainedModel):
                 "This model has no classes yet. Pass them per call, processor(images=..., class_names=['sky', 'boat']), "
                 "or bake them in once, model.set_classes(['sky', 'boat'], processor)."
             )
-        return self.class_embeds, torch.tensor(self.config.baked_class_ids(), device=self.class_embeds.device)
+        return self.class_embeds, self.config.baked_class_ids()

@@ -8,6 +8,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from hf_clipseg.clip.clip_backbone import ClipBackbone
 from hf_clipseg.clip.prompt_learner import PromptLearner, end_of_text
+from training.engine.memory import enable_checkpointing
 
 BOS, EOS, VOCABULARY, LIMIT = 62, 63, 64, 20
 TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -152,7 +153,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     backbone.text_model.encoder.layers[1].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
     for checkpointing in (False, True):
         if checkpointing:
-            backbone.text_model.gradient_checkpointing_enable()
+            enable_checkpointing(backbone.text_model)
             backbone.text_model.train()
         learner.contexts.grad = None
         calls.clear()

@@ -86,9 +86,24 @@ def test_cache_notices_other_names_templates_and_weights():
     with torch.no_grad():
         weight += 1
     assert cache.key([weight], ids, names) != key
-    for entry in range(3):
-        cache.put((entry,), torch.tensor(entry))
-    assert cache.get((0,)) is None and cache.get((2,)) == 2
+
+
+def test_cache_computes_once_in_full_precision_and_forgets_the_oldest():
+    cache, weight, computed = TextCache(capacity=2), torch.nn.Parameter(torch.ones(3)), []
+
+    def ask(entry: int) -> torch.Tensor:
+        def compute():
+            computed.append(entry)
+            return weight * entry @ torch.ones(3)
+
+        return cache.get_or_compute(compute, [weight], torch.tensor([[entry]]))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        embeds = [ask(entry) for entry in (5, 5, 6, 5)]
+    assert computed == [5, 6] and [value.item() for value in embeds] == [15, 15, 18, 15]
+    assert all(value.dtype == torch.float32 and not value.requires_grad for value in embeds)
+    ask(7), ask(6), ask(5)  # two places: 5, the oldest, made room for 7
+    assert computed == [5, 6, 7, 5]
 
 
 def test_fingerprint_follows_content():

@@ -18,6 +18,9 @@ class TestMvpSeg(ModelingContract):
     model_class = MvpSegForSemanticSegmentation
     config_fields = {"num_prompt_tokens": 4, "num_views": 2}
 
+    def computed_before(self, model, pixel_values):
+        return {"patch_embeds": model.dense_features(pixel_values)}
+
     def training_inputs(self, processor):
         image, label_map = self.images((32, 40))[0], np.arange(32 * 40).reshape(32, 40) % 3
         return dict(processor(images=[image, image], segmentation_maps=[label_map, label_map], class_names=CLASSES))

@@ -17,6 +17,9 @@ class TestPixelTextClip(ModelingContract):
         "pixel_decoder_feedforward_dim": 32,
     }  # fmt: skip
 
+    def computed_before(self, model, pixel_values):
+        return {"block_maps": model.encode_blocks(pixel_values)[0]}
+
     @torch.no_grad()
     def test_logits_are_the_best_prompts_cosine(self, model, processor):
         inputs = processor(images=self.images((32, 40)))

@@ -14,6 +14,9 @@ class TestVpl(ModelingContract):
     open_vocabulary = False
     config_fields = {"decoder_dim": 16, "decoder_layers": 2, "decoder_heads": 2, "decoder_dropout": 0.0}
 
+    def computed_before(self, model, pixel_values):
+        return {"block_states": model.encode_blocks(pixel_values)}
+
     def test_without_classes_it_says_what_to_do(self, clip_folder, processor):
         model = VplForSemanticSegmentation.from_clip(clip_folder, **self.config_fields)
         with pytest.raises(ValueError, match="VisionPrototypes.fit"):

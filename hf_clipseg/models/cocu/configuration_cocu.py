@@ -6,7 +6,6 @@ from ..configuration_dense_clip import DenseClipConfig
 
 ASSIGNMENTS = ("hard", "soft")
 POOLINGS = ("before_projection", "after_projection")
-BACKGROUND = "background"
 
 
 class CocuConfig(DenseClipConfig):
@@ -55,11 +54,6 @@ class CocuConfig(DenseClipConfig):
     max_logit_scale: float = 100.0
     duplicates_are_negatives: bool = False
 
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        if self.class_names is not None:
-            self.name_labels()
-
     def check(self) -> None:
         super().check()
         if self.assignment not in ASSIGNMENTS:
@@ -78,8 +72,6 @@ class CocuConfig(DenseClipConfig):
                 f"{self.max_logit_scale} and {self.multi_label_weight}."
             )
 
-    def name_labels(self) -> None:
-        """Set `id2label` from the classes, after background where there is one."""
-        names = [names[0] for names in self.class_names]
-        self.id2label = dict(enumerate(names if self.background_threshold is None else [BACKGROUND, *names]))
-        self.label2id = {label: index for index, label in self.id2label.items()}
+    @property
+    def has_background(self) -> bool:
+        return self.background_threshold is not None

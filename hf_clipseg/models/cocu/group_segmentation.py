@@ -19,11 +19,12 @@ def assign_cells(assignments: torch.Tensor, size: tuple[int, int], hard: bool) -
     Returns:
         `(batch, groups, height, width)`, summing to 1 over groups.
     """
+    assignments = assignments.float()
     if tuple(assignments.shape[-2:]) != tuple(size):
-        assignments = nn.functional.interpolate(assignments.float(), size=size, mode="bilinear", align_corners=False)
+        assignments = nn.functional.interpolate(assignments, size=size, mode="bilinear", align_corners=False)
     if not hard:
-        return assignments.float()
-    return torch.zeros_like(assignments, dtype=torch.float).scatter_(1, assignments.argmax(dim=1, keepdim=True), 1.0)
+        return assignments
+    return torch.zeros_like(assignments).scatter_(1, assignments.argmax(dim=1, keepdim=True), 1.0)
 
 
 def group_class_scores(group_logits: torch.Tensor, image_logits: torch.Tensor, top_classes: int | None = None) -> torch.Tensor:

@@ -7,18 +7,17 @@ Deviations: see `contrastive.multi_label_loss` (shared concepts), `group_segment
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import GroupViTModel
 from transformers import initialization as init
+from transformers.utils import can_return_tuple
 
 from ...clip.clip_checkpoint import load_whole
 from ...clip.contrastive import contrastive_loss, multi_label_loss
 from ...clip.similarity import cosine_maps, max_over_synonyms
-from ...clip.text_bank import ClassName
 from ...outputs import SegmentationOutput
 from ..dense_clip import DenseClipPreTrainedModel
 from ..losses import segmentation_cross_entropy
@@ -100,13 +99,10 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         model.concept_logit_scale.data.copy_(groupvit.logit_scale)
         return model.eval()
 
-    def set_classes(self, class_names: Sequence[ClassName], processor) -> None:
-        super().set_classes(class_names, processor)
-        self.config.name_labels()
-
+    @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         name_ids: torch.Tensor | None = None,
         class_ids: torch.Tensor | None = None,
@@ -116,7 +112,6 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         concept_ids: torch.Tensor | None = None,
         archive_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
     ) -> CocuOutput | tuple:
         """
         Args:
@@ -136,7 +131,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         Returns:
             `CocuOutput` with `logits (batch, classes, h, w)` in [0, 1], one cell per `config.output_stride` pixels.
         """
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wants_states = self.check_inputs(output_hidden_states, pixel_values=pixel_values)
         grouping = self.clip.group(pixel_values, wants_states)
         image_embeds = self.embed_images(grouping)
         losses, maps = {}, {}
@@ -147,14 +142,13 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         if labels is not None:
             losses["cross_entropy"] = segmentation_cross_entropy(maps["logits"].clamp_min(SMALLEST_SCORE).log(), labels)
 
-        output = CocuOutput(
+        return CocuOutput(
             loss=self.weighted_sum(losses) if losses else None,
             hidden_states=grouping.hidden_states,
             losses={name: value.detach() for name, value in losses.items()} or None,
             assignments=grouping.assignments,
             **maps,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def embed_images(self, grouping: Grouping) -> torch.Tensor:
         """`(batch, dim)`, L2-normalised. A group counts as much as the patch that belongs to it most: empty ones do not."""

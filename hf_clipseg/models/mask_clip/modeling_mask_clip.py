@@ -7,7 +7,9 @@ left out (`refinement` does more for the former, a chosen vocabulary for the lat
 """
 
 import torch
+from transformers.utils import can_return_tuple
 
+from ...clip.clip_backbone import DenseFeatures
 from ...clip.similarity import cosine_maps, max_over_synonyms
 from ...outputs import SegmentationOutput
 from ..dense_clip import DenseClipPreTrainedModel
@@ -33,15 +35,15 @@ class MaskClipForSemanticSegmentation(DenseClipPreTrainedModel):
         self.build_clip(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         name_ids: torch.Tensor | None = None,
         class_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
     ) -> SegmentationOutput | tuple:
         """
         Args:
@@ -56,27 +58,30 @@ class MaskClipForSemanticSegmentation(DenseClipPreTrainedModel):
         Returns:
             `SegmentationOutput` with `logits (batch, classes, h, w)` on the patch grid.
         """
-        patch_embeds = self.dense_features(pixel_values)
+        wants_states = self.check_inputs(output_hidden_states, pixel_values=pixel_values)
+        patch_embeds, hidden_states = self.encode(pixel_values, wants_states)
         name_embeds, class_ids = self.resolve_classes(input_ids, name_ids, class_ids)
         cosines = max_over_synonyms(cosine_maps(patch_embeds, name_embeds.to(patch_embeds.dtype)), class_ids)
         logits = self.logit_scale * cosines
 
         loss = None if labels is None else segmentation_cross_entropy(logits, labels)
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = SegmentationOutput(
+        return SegmentationOutput(
             loss=loss,
             logits=logits,
-            hidden_states=self.clip.hidden_states(pixel_values, self.config.position_interpolation) if wants_states else None,
+            hidden_states=hidden_states,
             losses=None if loss is None else {"cross_entropy": loss.detach()},
             patch_embeds=patch_embeds,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def dense_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """L2-normalised features `(batch, h, w, dim)` of `pixel_values (batch, 3, height, width)`, as configured."""
+        return self.encode(pixel_values).patch_embeds
+
+    def encode(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> DenseFeatures:
+        """One run through CLIP, as configured."""
         config = self.config
-        return self.clip.dense_features(
-            pixel_values, config.attention_variant, config.keep_residual, config.position_interpolation
+        return self.clip.encode(
+            pixel_values, config.attention_variant, config.keep_residual, config.position_interpolation, output_hidden_states
         )
 
     @property

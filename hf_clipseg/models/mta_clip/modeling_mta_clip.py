@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import Mask2FormerConfig
 from transformers import initialization as init
+from transformers.utils import can_return_tuple
 
 from ...outputs import SegmentationOutput
 from ..losses import check_labels
@@ -111,6 +112,7 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         elif module is self and self.compares_texts:
             init.constant_(self.refinement_scale, INITIAL_REFINEMENT_SCALE)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -121,7 +123,6 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         block_maps: torch.Tensor | None = None,
         output_queries: bool = False,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
     ) -> MtaClipOutput | tuple:
         """
         Args:
@@ -141,6 +142,7 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         Raises:
             ValueError: no classes yet, class names in the call, labels that do not fit, or predictions that have diverged.
         """
+        wants_states = self.check_inputs(output_hidden_states, pixel_values=pixel_values, block_maps=block_maps)
         self.refuse_class_names(input_ids, name_ids, class_ids)
         texts = self.class_texts()
         decoded, hidden_states = self.decode_pixels(pixel_values, block_maps)
@@ -150,8 +152,7 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         last = predictions[-1]
 
         losses = None if labels is None else self.losses(predictions, labels)
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = MtaClipOutput(
+        return MtaClipOutput(
             loss=None if losses is None else self.total_loss(losses),
             logits=semantic_logits(last.class_logits, last.mask_logits),
             hidden_states=hidden_states if wants_states else None,
@@ -160,7 +161,6 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
             masks_queries_logits=last.mask_logits if output_queries else None,
             similarities=last.similarities if output_queries else None,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def decode_sequence(
         self, texts: torch.Tensor, feature_maps: Sequence[torch.Tensor], pixel_embeds: torch.Tensor

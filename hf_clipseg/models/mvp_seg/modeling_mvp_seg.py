@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.utils import can_return_tuple
 
+from ...clip.clip_backbone import DenseFeatures
 from ...clip.multi_view import fused_logits, pairwise_overlap, view_maps
 from ...clip.prompt_learner import INITIAL_STANDARD_DEVIATION, PromptLearner
 from ...clip.similarity import cosine_maps, max_over_synonyms
@@ -104,6 +106,7 @@ class MvpSegForSemanticSegmentation(DenseClipPreTrainedModel):
         model.mask_scale.data.copy_(model.clip.logit_scale)
         return model
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -114,7 +117,6 @@ class MvpSegForSemanticSegmentation(DenseClipPreTrainedModel):
         patch_embeds: torch.Tensor | None = None,
         output_view_maps: bool = False,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
     ) -> MvpSegOutput | tuple:
         """
         Args:
@@ -132,15 +134,15 @@ class MvpSegForSemanticSegmentation(DenseClipPreTrainedModel):
         Returns:
             `MvpSegOutput` with `logits (batch, classes, h, w)` on the patch grid.
         """
-        if (pixel_values is None) == (patch_embeds is None):
-            raise ValueError("Pass pixel_values or patch_embeds, and not both.")
+        wants_states = self.check_inputs(output_hidden_states, pixel_values=pixel_values, patch_embeds=patch_embeds)
         if self.training and labels is not None and input_ids is None:
             raise ValueError(
                 "Prompts are learned through the tokens of the class names, and none were passed. Train with "
                 "processor(images=..., segmentation_maps=..., class_names=[...]); set_classes comes after training."
             )
+        hidden_states = None
         if patch_embeds is None:
-            patch_embeds = self.dense_features(pixel_values)
+            patch_embeds, hidden_states = self.encode(pixel_values, wants_states)
         view_embeds, class_ids = self.resolve_classes(input_ids, name_ids, class_ids)
         view_embeds = view_embeds.to(patch_embeds.dtype)
 
@@ -151,22 +153,27 @@ class MvpSegForSemanticSegmentation(DenseClipPreTrainedModel):
             logits = logits + nn.functional.logsigmoid(presence_logits)[:, :, None, None]
 
         losses = None if labels is None else self.losses(logits, presence_logits, view_embeds, labels)
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = MvpSegOutput(
+        return MvpSegOutput(
             loss=None if losses is None else self.total_loss(losses),
             logits=logits,
-            hidden_states=self.clip.hidden_states(pixel_values) if wants_states else None,
+            hidden_states=hidden_states,
             losses=None if losses is None else {name: loss.detach() for name, loss in losses.items()},
             patch_embeds=patch_embeds,
             presence_logits=presence_logits,
             view_embeds=view_embeds,
             view_maps=view_maps(patch_embeds, view_embeds) if output_view_maps else None,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def dense_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """L2-normalised features `(batch, h, w, dim)` of `pixel_values (batch, 3, height, width)`, as configured."""
-        return self.clip.dense_features(pixel_values, self.config.attention_variant, self.config.keep_residual)
+        return self.encode(pixel_values).patch_embeds
+
+    def encode(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> DenseFeatures:
+        """One run through CLIP, as configured."""
+        config = self.config
+        return self.clip.encode(
+            pixel_values, config.attention_variant, config.keep_residual, output_hidden_states=output_hidden_states
+        )
 
     def encode_names(self, input_ids: torch.Tensor, name_ids: torch.Tensor) -> torch.Tensor:
         """Every view of every name `(1 + views, names, dim)`, the global prompt first. Cached outside training.
@@ -177,13 +184,7 @@ class MvpSegForSemanticSegmentation(DenseClipPreTrainedModel):
         """
         if self.training and torch.is_grad_enabled():
             return self.prompts.encode_names(self.clip, input_ids, name_ids)
-        key = self.text_cache.key([*self.clip.text_weights(), self.prompts.contexts], input_ids, name_ids)
-        view_embeds = self.text_cache.get(key)
-        if view_embeds is None:
-            with torch.no_grad():
-                view_embeds = self.prompts.encode_names(self.clip, input_ids, name_ids)
-            self.text_cache.put(key, view_embeds)
-        return view_embeds
+        return self.prompts.encode_names_once(self.text_cache, self.clip, input_ids, name_ids)
 
     def presence(self, patch_embeds: torch.Tensor, name_embeds: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor | None:
         """`logit(g)` `(batch, classes)` of the global prompt's `name_embeds (names, dim)`; None without refinement."""

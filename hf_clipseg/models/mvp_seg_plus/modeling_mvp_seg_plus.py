@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoBackbone, AutoConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.utils import can_return_tuple
 
 from ...clip.clip_backbone import KEEPS_RESIDUAL, ClipBackbone
 from ...clip.multi_view import fused_logits
@@ -117,15 +118,15 @@ class MvpSegPlusForSemanticSegmentation(DenseClipPreTrainedModel):
             model.class_embeds.copy_(teacher.class_embeds[1:])
         return model.eval()
 
+    @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         name_ids: torch.Tensor | None = None,
         class_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
     ) -> MvpSegPlusOutput | tuple:
         """
         Args:
@@ -140,7 +141,7 @@ class MvpSegPlusForSemanticSegmentation(DenseClipPreTrainedModel):
         Returns:
             `MvpSegPlusOutput` with `logits (batch, classes, h, w)` on the student's grid.
         """
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wants_states = self.check_inputs(output_hidden_states, pixel_values=pixel_values)
         patch_embeds, hidden_states = self.student(pixel_values, wants_states)
         view_embeds, class_ids = self.resolve_classes(input_ids, name_ids, class_ids)
         view_embeds = view_embeds.to(patch_embeds.dtype)
@@ -149,7 +150,7 @@ class MvpSegPlusForSemanticSegmentation(DenseClipPreTrainedModel):
         )
 
         loss = None if labels is None else segmentation_cross_entropy(logits, labels)
-        output = MvpSegPlusOutput(
+        return MvpSegPlusOutput(
             loss=loss,
             logits=logits,
             hidden_states=hidden_states,
@@ -157,7 +158,6 @@ class MvpSegPlusForSemanticSegmentation(DenseClipPreTrainedModel):
             patch_embeds=patch_embeds,
             view_embeds=view_embeds,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def dense_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """L2-normalised features `(batch, h, w, dim)` of the student for `pixel_values (batch, 3, height, width)`."""
@@ -166,8 +166,10 @@ class MvpSegPlusForSemanticSegmentation(DenseClipPreTrainedModel):
     def student(self, pixel_values: torch.Tensor, output_hidden_states: bool) -> tuple[torch.Tensor, tuple | None]:
         """`dense_features`, and the hidden states of the network where asked for."""
         if self.backbone is None:
-            states = self.clip.hidden_states(pixel_values) if output_hidden_states else None
-            return self.clip.dense_features(pixel_values, self.config.attention_variant, self.config.keep_residual), states
+            config = self.config
+            return self.clip.encode(
+                pixel_values, config.attention_variant, config.keep_residual, output_hidden_states=output_hidden_states
+            )
         outputs = self.backbone(pixel_values, output_hidden_states=output_hidden_states)
         embeds = self.projection(outputs.feature_maps[-1]).permute(0, 2, 3, 1)
         return nn.functional.normalize(embeds, dim=-1), outputs.hidden_states
@@ -179,13 +181,7 @@ class MvpSegPlusForSemanticSegmentation(DenseClipPreTrainedModel):
             input_ids: `(prompts, length)`; several prompts of one name are averaged.
             name_ids: `(prompts,)`, the name of each prompt.
         """
-        key = self.text_cache.key([*self.clip.text_weights(), self.prompts.contexts], input_ids, name_ids)
-        view_embeds = self.text_cache.get(key)
-        if view_embeds is None:
-            with torch.no_grad():
-                view_embeds = self.prompts.encode_names(self.clip, input_ids, name_ids)
-            self.text_cache.put(key, view_embeds)
-        return view_embeds
+        return self.prompts.encode_names_once(self.text_cache, self.clip, input_ids, name_ids)
 
 
 def load_backbone(pretrained_model_name_or_path: str) -> PreTrainedModel:

@@ -9,6 +9,7 @@ differ in nothing but what is aligned, pixels or masks.
 
 import torch
 from torch import nn
+from transformers.utils import can_return_tuple
 
 from ...clip.similarity import cosine_maps
 from ...outputs import SegmentationOutput
@@ -38,6 +39,7 @@ class PixelTextClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
     def build_heads(self, num_classes: int) -> None:
         """No module here depends on the number of classes."""
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -47,7 +49,6 @@ class PixelTextClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         class_ids: torch.Tensor | None = None,
         block_maps: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
     ) -> SegmentationOutput | tuple:
         """
         Args:
@@ -62,6 +63,7 @@ class PixelTextClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         Returns:
             `SegmentationOutput` with `logits (batch, classes, h, w)` at the size of the finest pyramid level.
         """
+        wants_states = self.check_inputs(output_hidden_states, pixel_values=pixel_values, block_maps=block_maps)
         self.refuse_class_names(input_ids, name_ids, class_ids)
         texts = self.class_texts()  # (prompts, classes, dim)
         decoded, hidden_states = self.decode_pixels(pixel_values, block_maps)
@@ -70,12 +72,10 @@ class PixelTextClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         logits = scores.amax(dim=1) / self.config.temperature
 
         loss = None if labels is None else segmentation_cross_entropy(logits, labels)
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = SegmentationOutput(
+        return SegmentationOutput(
             loss=loss,
             logits=logits,
             hidden_states=hidden_states if wants_states else None,
             losses=None if loss is None else {"cross_entropy": loss.detach()},
             patch_embeds=pixel_embeds,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()

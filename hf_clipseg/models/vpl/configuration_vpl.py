@@ -3,8 +3,6 @@
 from ...clip.clip_backbone import KEEPS_RESIDUAL
 from ..configuration_dense_clip import DenseClipConfig
 
-BACKGROUND = "background"
-
 
 class VplConfig(DenseClipConfig):
     r"""
@@ -55,8 +53,6 @@ class VplConfig(DenseClipConfig):
     def __post_init__(self, **kwargs):
         self.background_words = list(self.background_words or [])
         super().__post_init__(**kwargs)
-        if self.class_names is not None:
-            self.name_labels()
 
     def check(self) -> None:
         super().check()
@@ -70,11 +66,9 @@ class VplConfig(DenseClipConfig):
                 f"contrast_temperature and cam_scale must be positive, got {self.contrast_temperature} and {self.cam_scale}."
             )
 
-    def name_labels(self) -> None:
-        """Set `id2label` from the classes, after background where there is one."""
-        names = [names[0] for names in self.class_names]
-        self.id2label = dict(enumerate([BACKGROUND, *names] if self.background_words else names))
-        self.label2id = {label: index for index, label in self.id2label.items()}
+    @property
+    def has_background(self) -> bool:
+        return bool(self.background_words)
 
     @property
     def num_prototypes(self) -> int:

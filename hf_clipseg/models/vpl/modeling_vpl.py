@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.utils import can_return_tuple
 
 from ...clip.text_bank import ClassName, normalise_class_names
 from ...localization.localization import PLAIN, Localization, LocalizationSettings, localize
@@ -65,6 +66,7 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
         if module is self and self.prototypes is not None:
             init.zeros_(self.prototypes)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -75,7 +77,6 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
         block_states: torch.Tensor | None = None,
         contrast_factor: float = 1.0,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
     ) -> SegmentationOutput | tuple:
         """
         Args:
@@ -92,6 +93,7 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
             `SegmentationOutput` with `logits (batch, labels, h, w)` on the patch grid, and where there are labels the named
             losses `cross_entropy`, `affinity` and `contrast`.
         """
+        wants_states = self.check_inputs(output_hidden_states, pixel_values=pixel_values, block_states=block_states)
         self.check_classes(input_ids)
         hidden_states = None
         if block_states is None:
@@ -111,11 +113,9 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
             }
             loss = sum(weights[name] * value for name, value in losses.items())
             losses = {name: value.detach() for name, value in losses.items()}
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = SegmentationOutput(
+        return SegmentationOutput(
             loss=loss, logits=logits, losses=losses, hidden_states=hidden_states if wants_states else None
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def compute_losses(self, logits, fused, decoded, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named, differentiable, unweighted losses of features `(batch, n, dim)` and logits `(batch, labels, h, w)`."""

@@ -81,8 +81,8 @@ def region_contrast(
     regions, index = torch.stack([image_ids[known], flat[known]], dim=1).unique(dim=0, return_inverse=True)
     if not len(regions):
         return features.float().sum() * 0
-    sums = features.new_zeros(len(regions), features.shape[-1], dtype=torch.float32)
-    sums = sums.index_add(0, index, features[known].float())
+    values = features[known].float()
+    sums = values.new_zeros(len(regions), values.shape[-1]).index_add(0, index, values)
     cosines = nn.functional.normalize(sums, dim=-1) @ prototypes.detach().float().T
     log_probabilities = (cosines / temperature).log_softmax(1)
     if len(prototypes) > num_classes:
