@@ -36,17 +36,20 @@ def disk_full_named(path: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
-def partial_name(path: Path) -> Path:
+def partial_name(path: Path, per_process: bool = False) -> Path:
     """Where `path` is written until it is complete: hidden, on the same file system."""
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}.{os.getpid()}.partial" if per_process else f".{path.name}.partial")
 
 
 @contextmanager
-def replace_file(path: str | os.PathLike) -> Iterator[Path]:
-    """The name to write to; it becomes `path` when the block ends without an error, and is removed when it does not."""
+def replace_file(path: str | os.PathLike, per_process: bool = False) -> Iterator[Path]:
+    """The name to write to; it becomes `path` when the block ends without an error, and is removed when it does not.
+
+    With `per_process` several processes may write the same file at once: each under a name of its own, and the last one stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_name(path)
+    partial = partial_name(path, per_process)
     try:
         with disk_full_named(path):
             yield partial
@@ -74,5 +77,24 @@ def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(partial, path)
         shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def claim_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """An empty folder to write into; it becomes `path`, unless another process was first, whose equal content then stays."""
+    path = Path(path)
+    partial = partial_name(path, per_process=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        with disk_full_named(path):
+            yield partial
+        try:
+            os.replace(partial, path)
+        except OSError:
+            if not path.is_dir():
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

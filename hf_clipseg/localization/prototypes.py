@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..atomic import replace_file
 from ..clip.clip_backbone import ClipBackbone
 from ..clip.text_bank import ClassName, average_templates, class_ids_of_names, normalise_class_names, weights_fingerprint
 from ..processing.image_io import load_image
@@ -124,14 +124,11 @@ class VisionPrototypes:
 
     def save(self, path: str | os.PathLike) -> None:
         """One safetensors file, written to a temporary name first; an existing file stays whole if writing fails."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         fields = {name: getattr(self, name) for name in ("class_names", "background_words", "weights_hash", "details")}
         metadata = {"format": FORMAT, **{name: json.dumps(value) for name, value in fields.items()}}
-        partial = path.with_name(f".{path.name}.partial")
         tensors = {"embeds": self.embeds, "text_embeds": self.text_embeds}
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
+        with replace_file(path) as partial:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike, clip: ClipBackbone | None = None) -> "VisionPrototypes":

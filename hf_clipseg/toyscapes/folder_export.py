@@ -5,31 +5,20 @@ interrupted export leaves no half file under a final name.
 """
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 from PIL import Image
 
+from ..atomic import replace_file
 from ..drawing.palette import palette
 from .render_scene import render
 from .scene_datasets import ToyscapesDataset, load_toyscapes, png_bytes
 from .scene_vocabulary import CLASS_NAMES
 
 ROWS_PER_SHARD = 5_000
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, then rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def export_parquet(folder: str | Path, scenes: Iterable[ToyscapesDataset], num_proc: int | None = None) -> list[Path]:
@@ -55,7 +44,8 @@ def _write_shards(folder: Path, split: str, rows: datasets.Dataset) -> list[Path
     count = -(-len(rows) // ROWS_PER_SHARD)
     paths = [folder / f"{split}-{k:05d}-of-{count:05d}.parquet" for k in range(count)]
     for k, path in enumerate(paths):
-        write_atomically(path, rows.shard(count, k, contiguous=True).to_parquet)
+        with replace_file(path) as partial:
+            rows.shard(count, k, contiguous=True).to_parquet(partial)
     for stale in set(folder.glob(f"{split}-*-of-*.parquet")) - set(paths):
         stale.unlink()
     return paths
@@ -74,20 +64,21 @@ def export_imagefolder(folder: str | Path, scenes: Iterable[ToyscapesDataset]) -
     for part in scenes:
         lines = [_write_pair(root / part.split, part[index]) for index in range(len(part))]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomically(root / part.split / "metadata.jsonl", _text_writer(text))
-    write_atomically(root / "classes.txt", _text_writer("".join(f"{name}\n" for name in CLASS_NAMES)))
+        _write_text(root / part.split / "metadata.jsonl", text)
+    _write_text(root / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
     return root
 
 
-def _text_writer(text: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(text, encoding="utf-8")
+def _write_text(path: Path, text: str) -> None:
+    with replace_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _write_pair(folder: Path, scene) -> dict:
     names = {"file_name": f"images/{scene.key}.png", "mask_file_name": f"masks/{scene.key}.png"}
     for name, plane in zip(names.values(), (scene.image, scene.mask), strict=True):
-        content = png_bytes(plane)
-        write_atomically(folder / name, lambda path, content=content: path.write_bytes(content))
+        with replace_file(folder / name) as partial:
+            partial.write_bytes(png_bytes(plane))
     labels = list(scene.image_labels)
     words = {"image_labels": labels, "labels": [CLASS_NAMES[label] for label in labels], "caption": scene.caption}
     return names | words | {"key": scene.key}
@@ -109,5 +100,6 @@ def write_contact_sheet(
         mask.putpalette(colours)
         sheet.paste(Image.fromarray(scene.image), (x, y))
         sheet.paste(mask.convert("RGB"), (x, y + size + gap))
-    write_atomically(Path(path), lambda temporary: sheet.save(temporary, "PNG", optimize=True))
+    with replace_file(path) as partial:
+        sheet.save(partial, "PNG", optimize=True)
     return Path(path)

@@ -6,11 +6,12 @@ about 68 bytes an image with PQ64, 2 * dim + 8 with fp16 vectors.
 Both return numbers of `CurationStore`, best first; ties are broken by number, so that the order of work does not matter.
 """
 
-import os
 from pathlib import Path
 
 import faiss
 import numpy as np
+
+from hf_clipseg.atomic import replace_file
 
 from .curation_store import CurationStore
 
@@ -97,10 +98,9 @@ def build_index(store: CurationStore, factory: str, num_probes: int, train_size:
 
 
 def save_index(index: faiss.Index, path: Path) -> None:
-    """Writes to a temporary name, then renames, so that a file that exists is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    faiss.write_index(index, str(partial))
-    os.replace(partial, path)
+    """A file that exists is complete."""
+    with replace_file(path, per_process=True) as partial:
+        faiss.write_index(index, str(partial))
 
 
 def load_index(path: Path) -> faiss.Index:

@@ -14,7 +14,6 @@ Images are numbered through all shards, without the skipped ones. The number nev
 
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -23,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
+
+from hf_clipseg.atomic import replace_file
 
 from ..engine.provenance import write_json
 
@@ -45,12 +46,9 @@ class CurationStore:
         return self.folder / stage / f"{shard:05d}{suffix}"
 
     def write(self, path: Path, write: Callable[[io.BufferedWriter], None]) -> None:
-        """Writes to a temporary name of this process, then renames: a file that exists is complete."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
+        """A file that exists is complete, whichever of the processes wrote it."""
+        with replace_file(path, per_process=True) as partial, partial.open("wb") as file:
             write(file)
-        os.replace(partial, path)
 
     def write_array(self, path: Path, array: np.ndarray) -> None:
         self.write(path, lambda file: np.save(file, array))

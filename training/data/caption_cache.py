@@ -6,14 +6,14 @@ name and renamed when complete. Processes and later runs share it.
 
 import hashlib
 import json
-import os
-import shutil
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from hf_clipseg.atomic import claim_folder
 
 VERSION = 2  # raise when the content of a cache would change for the same key
 MIN_PER_PROCESS = 500  # a process takes seconds to start
@@ -36,6 +36,7 @@ class CachedCaptions:
     def __init__(self, source, size: int, folder: str | Path, num_processes: int = 2):
         self.size = size
         description = {"version": VERSION, "size": size, "length": len(source), **source.description}
+        self.description = description
         key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
         self.path = Path(folder) / f"captions-{key}"
         if not self.path.is_dir():
@@ -51,26 +52,22 @@ class CachedCaptions:
         return len(self.captions)
 
     def _build(self, source, description: dict, num_processes: int) -> None:
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        partial.mkdir(parents=True)
+        with claim_folder(self.path) as partial:
+            self._fill_folder(partial, source, description, num_processes)
+
+    def _fill_folder(self, folder: Path, source, description: dict, num_processes: int) -> None:
         shape = (len(source), self.size, self.size, 3)
-        np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
         ranges = np.array_split(np.arange(len(source)), max(1, min(num_processes, len(source) // MIN_PER_PROCESS)))
-        jobs = [(source, self.size, str(partial / "images.npy"), int(r[0]), int(r[-1]) + 1) for r in ranges]
+        jobs = [(source, self.size, str(folder / "images.npy"), int(r[0]), int(r[-1]) + 1) for r in ranges]
         if len(jobs) == 1:
             texts = _fill(*jobs[0])
         else:
             with get_context("spawn").Pool(len(jobs)) as pool:
                 texts = sum(pool.starmap(_fill, jobs), [])
         for name, values in zip(("captions", "keys"), zip(*texts, strict=True), strict=True):
-            (partial / f"{name}.json").write_text(json.dumps(values))
-        (partial / "description.json").write_text(json.dumps(description, indent=2))
-        try:
-            os.replace(partial, self.path)
-        except OSError:
-            shutil.rmtree(partial)
-            if not self.path.is_dir():  # another run was faster and wrote the same content
-                raise
+            (folder / f"{name}.json").write_text(json.dumps(values))
+        (folder / "description.json").write_text(json.dumps(description, indent=2))
 
 
 def _fill(source, size: int, path: str, start: int, stop: int) -> list[tuple[list[str], str]]:

@@ -7,8 +7,6 @@ its content (the data, the crops, the preprocessing, the weights), written under
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from hf_clipseg.atomic import claim_folder
 from hf_clipseg.clip.text_bank import weights_fingerprint
 
 from ..engine.loop import SampleKey
@@ -131,13 +130,12 @@ class CropCache(Dataset):
     def _open_or_write(self, cache_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         folder = cache_dir / f"features-{self.key()}"
         if not folder.is_dir():
-            partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
             names = iter(("encoded", "labels"))
-            self._compute(lambda shape, dtype: np.lib.format.open_memmap(partial / f"{next(names)}.npy", "w+", dtype, shape))
-            (partial / "description.json").write_text(json.dumps(self.description, indent=2, default=str))
-            publish(partial, folder)
+            with claim_folder(folder) as partial:
+                self._compute(
+                    lambda shape, dtype: np.lib.format.open_memmap(partial / f"{next(names)}.npy", "w+", dtype, shape)
+                )
+                (partial / "description.json").write_text(json.dumps(self.description, indent=2, default=str))
         logger.info("features of %d crops: %s", len(self), folder)
         return tuple(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("encoded", "labels"))
 
@@ -169,16 +167,6 @@ class CropCache(Dataset):
                     pending = []
         if pending:
             yield stack(pending)
-
-
-def publish(partial: Path, folder: Path) -> None:
-    """Give a complete cache its name; where another process was first, its cache has the same content."""
-    try:
-        os.replace(partial, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(partial)
 
 
 def stack(crops: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:

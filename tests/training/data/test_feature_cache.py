@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hf_clipseg import MvpSegForSemanticSegmentation, SegmentationProcessor
-from training.data.feature_cache import CropSettings, cache_features, cache_pixels, crop, publish
+from training.data.feature_cache import CropSettings, cache_features, cache_pixels, crop
 
 from ...tiny import save_tiny_clip
 
@@ -105,17 +105,6 @@ def test_disk_equals_memory_and_is_computed_once(model, processor, tmp_path):
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
     folder = tmp_path / f"features-{first.key()}"
     assert json.loads((folder / "description.json").read_text())["crops"]["image_size"] == 32
-
-
-def test_the_slower_of_two_processes_uses_what_the_other_wrote(tmp_path):
-    partial, folder = tmp_path / ".partial", tmp_path / "features"
-    for path, text in ((partial, "second"), (folder, "first")):
-        path.mkdir()
-        (path / "encoded.npy").write_text(text)
-    publish(partial, folder)
-    assert (folder / "encoded.npy").read_text() == "first" and not partial.exists()
-    with pytest.raises(OSError):
-        publish(tmp_path / "missing", tmp_path / "other")
 
 
 def test_whatever_changes_the_features_changes_the_key(model, clip_folder, processor):
