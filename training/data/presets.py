@@ -54,6 +54,8 @@ def cityscapes_id_map() -> dict[int, int]:
 
 
 PRESETS = {
+    "voc21": Preset("nateraw/pascal-voc-2012", "image", "mask", VOC_CLASSES, colour_map=voc_palette()),
+    "voc20": Preset("nateraw/pascal-voc-2012", "image", "mask", VOC_CLASSES[1:], colour_map=voc_palette(), reduce_labels=True),
     "voc": Preset("nateraw/pascal-voc-2012", "image", "mask", VOC_CLASSES, colour_map=voc_palette()),
     "ade20k": Preset("danjacobellis/scene_parse_150", "image", "annotation", ADE20K_CLASSES, reduce_labels=True),
     "cityscapes": Preset("Chris1/cityscapes", "image", "semantic_segmentation", CITYSCAPES_CLASSES),
