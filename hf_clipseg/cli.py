@@ -10,25 +10,28 @@ the exit status is then 1.
 """
 
 import argparse
+import difflib
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from .atomic import replace_file
-from .checkpoints import SHIPPED, Checkpoint, LoadedCheckpoint, find_checkpoints, load_checkpoint
+from .checkpoints import SHIPPED, Checkpoint, LoadedCheckpoint, describe_checkpoint, find_checkpoints, load_checkpoint
 from .clip.class_files import class_names_of_argument
 from .drawing.label_files import index_picture, label_record
 from .drawing.overlay import overlay
 from .processing.image_io import load_image
-from .processing.image_processing_segmentation import REFINEMENTS
 from .processing.inference import segment
+from .refinement.refinements import REFINEMENTS
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -50,20 +53,29 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--opacity", type=float, default=0.5, help="of the overlay's colours, 0 to 1 (%(default)s)")
     run.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
     models = commands.add_parser("models", help="the checkpoints on this machine: shipped, in a folder, in the Hub's cache")
-    models.add_argument("folder", nargs="?", help="also list the checkpoints in the sub-folders of this one")
+    models.add_argument("folder", nargs="?", help="also list this checkpoint, or those in the sub-folders of this one")
     return parser
 
 
-def find_pictures(paths: Sequence[str]) -> list[tuple[Path, Path]]:
+def find_pictures(paths: Sequence[str], output: str | Path) -> list[tuple[Path, Path]]:
     """Each picture with the name of its results below the output folder, without a suffix.
 
+    An output folder amid the pictures is not searched: its overlays are no pictures.
+
     Raises:
-        ValueError: a path does not exist, a folder holds no picture, or two pictures would have the same results.
+        ValueError: a path does not exist, a folder holds no picture or is that of the output, or two pictures would have the
+            same results.
     """
+    output = Path(output).resolve()
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
+            if path.resolve() == output:
+                raise ValueError(
+                    f"--output {path} is the folder of the pictures; name another one, such as {path / 'segmented'}."
+                )
             pictures = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            pictures = [file for file in pictures if output not in file.resolve().parents]
             if not pictures:
                 raise ValueError(f"{path} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))}).")
             names = {picture: picture.relative_to(path) for picture in pictures}
@@ -81,10 +93,44 @@ def find_pictures(paths: Sequence[str]) -> list[tuple[Path, Path]]:
 
 
 def resolve_model(name: str) -> str:
-    """The folder of a shipped checkpoint that is called `name`; every other folder or Hub id as it is."""
-    if not Path(name).exists():
-        return next((shipped.source for shipped in find_checkpoints(SHIPPED) if shipped.name == name), name)
-    return name
+    """The folder of a shipped checkpoint that is called `name`; every other folder or Hub id as it is.
+
+    Raises:
+        ValueError: neither a folder nor a shipped checkpoint nor `owner/name`; names those that are spelt alike.
+    """
+    if Path(name).exists():
+        return name
+    shipped = {checkpoint.name: checkpoint.source for checkpoint in find_checkpoints(SHIPPED)}
+    if name in shipped or "/" in name:
+        return shipped.get(name, name)
+    alike = difflib.get_close_matches(name, shipped, n=3)
+    advice = (
+        f"Did you mean {' or '.join(alike)}?" if alike else "Pass a folder, owner/name for the Hub, or what is listed there."
+    )
+    raise ValueError(f"There is no model {name}: `hf-clipseg models` lists those on this machine. {advice}")
+
+
+def read_classes(argument: str | None) -> list[list[str]] | None:
+    """What `--classes` names. Raises ValueError where it can only be a misspelt file."""
+    if argument is None:
+        return None
+    names = class_names_of_argument(argument)
+    if len(names) == 1 and re.fullmatch(r"\S+\.\w{1,5}", argument) and not Path(argument).is_file():
+        raise ValueError(f"There is no class file {argument}; names are parted by commas: 'sky, sea, boat|ship'.")
+    return names
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError where torch does not know the device or this machine does not have it."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch built without it, or an unknown name
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"--device {device} cannot be used on this machine ({reason}). Leave it out for the CPU.") from error
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def class_names_of(checkpoint: LoadedCheckpoint, asked_for: list[list[str]] | None, model: str) -> list[list[str]]:
@@ -116,27 +162,30 @@ def run_segment(arguments: argparse.Namespace) -> int:
     """Exit status: 0, or 1 where a picture could not be read."""
     if not 0 <= arguments.opacity <= 1:
         raise ValueError(f"--opacity is {arguments.opacity}; expected 0 (picture) to 1 (colours).")
-    pictures = find_pictures(arguments.pictures)
-    asked_for = None if arguments.classes is None else class_names_of_argument(arguments.classes)
+    if Path(arguments.output).is_file():
+        raise ValueError(f"--output {arguments.output} is a file; name a folder.")
+    check_device(arguments.device)
+    pictures = find_pictures(arguments.pictures, arguments.output)
+    asked_for = read_classes(arguments.classes)
     checkpoint = load_checkpoint(resolve_model(arguments.model), arguments.device)
     class_names = class_names_of(checkpoint, asked_for, arguments.model)
     options = {name: getattr(arguments, name) for name in ("window", "stride", "flip", "refinement")}
     print(
-        f"{type(checkpoint.model).__name__} {arguments.model}: {len(pictures)} pictures, {len(class_names)} classes, "
-        f"results in {arguments.output}"
+        f"{type(checkpoint.model).__name__} {arguments.model}: {count(len(pictures), 'picture')}, "
+        f"{count(len(class_names), 'class')}, results in {arguments.output}"
     )
     unreadable = []
     for path, stem in tqdm(pictures, disable=len(pictures) == 1, unit="picture"):
         try:
             picture = load_image(path)
         except ValueError as error:
-            unreadable.append(f"{path}: {error}")
+            unreadable.append(str(error))
             continue
         (label_map,) = segment(checkpoint.model, checkpoint.processor, [picture], asked_for, **options)
         about = {"picture": str(path), "model": arguments.model}
         write_results(Path(arguments.output) / stem, picture, label_map, class_names, about, arguments.opacity)
     for line in unreadable:
-        print(f"left out {line}", file=sys.stderr)
+        print(f"left out: {line}", file=sys.stderr)
     return 1 if unreadable else 0
 
 
@@ -172,7 +221,8 @@ def run_models(arguments: argparse.Namespace) -> int:
     if arguments.folder:
         if not Path(arguments.folder).is_dir():
             raise ValueError(f"There is no folder {arguments.folder}.")
-        found = find_checkpoints(arguments.folder)
+        is_one = (Path(arguments.folder) / "config.json").is_file()
+        found = [describe_checkpoint(arguments.folder)] if is_one else find_checkpoints(arguments.folder)
         print(f"in {arguments.folder}:", *(map(describe, found) if found else ["  none of this package's"]), sep="\n")
     if cached := cached_checkpoints():
         lines = (f"  {name:<44} {size / 2**20:8.0f} MiB" for name, size in cached)

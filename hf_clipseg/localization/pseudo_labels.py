@@ -9,12 +9,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..refinement.crf import dense_crf
-from ..refinement.pamr import pamr
+from ..refinement.refinements import Refinement, find_refinement
 from .localization import Localization
-
-REFINEMENTS = {"none": None, "pamr": pamr, "crf": dense_crf}
-"""Name -> function of `(images (B, 3, H, W), probabilities (B, K, H, W))` that returns refined probabilities."""
 
 
 @torch.no_grad()
@@ -32,8 +28,7 @@ def pseudo_labels(
     Returns:
         Labels `(batch, H, W)` int64, and the probability of each label `(batch, H, W)` in [0, 1].
     """
-    if refinement not in REFINEMENTS:
-        raise ValueError(f"refinement must be one of {sorted(REFINEMENTS)}, got {refinement!r}.")
+    refine_batch = find_refinement(refinement)
     maps = nn.functional.interpolate(found.maps.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
     values, used = found.class_ids, found.used
     if has_background:
@@ -41,8 +36,8 @@ def pseudo_labels(
         values = torch.cat([torch.zeros_like(values[:, :1]), values + 1], dim=1)
         used = torch.cat([torch.ones_like(used[:, :1]), used], dim=1)
     probabilities = slot_probabilities(maps, used)
-    if REFINEMENTS[refinement] is not None:
-        probabilities = refine(REFINEMENTS[refinement], images.to(maps.device), probabilities)
+    if refine_batch is not None:
+        probabilities = refine(refine_batch, images.to(maps.device), probabilities)
     confidence, winner = probabilities.masked_fill(~used[:, :, None, None], -1).max(1)
     return values.gather(1, winner.flatten(1)).view_as(winner), confidence
 
@@ -61,7 +56,7 @@ def slot_probabilities(maps: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
     return maps / maps.sum(1, keepdim=True)
 
 
-def refine(refinement, images: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+def refine(refinement: Refinement, images: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
     """One image after the other: refinement is bound by memory traffic, and the maps of one image stay in the cache."""
     rows = zip(images.split(1), probabilities.split(1), strict=True)
     return torch.cat([refinement(image, row) for image, row in rows])

@@ -14,15 +14,11 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs
 
 from ..constants import IGNORE_INDEX
-from ..refinement.crf import dense_crf
-from ..refinement.pamr import pamr
+from ..refinement.refinements import Refinement, find_refinement
 from .image_io import load_image
 from .label_rules import LabelRule, rule_labels
 from .resizing import output_size, pad_to, resize_unfiltered
 from .upsampling import upsample, upsample_argmax
-
-REFINEMENTS = {"pamr": pamr, "crf": dense_crf}
-"""Name -> function of `(images (1, 3, H, W), probabilities (1, C, H, W))` that returns refined probabilities."""
 
 REFINEMENT_SIDE = 640
 """Refinement works at most at this size (longer side): its memory grows with the area, and photographs do not need more."""
@@ -207,6 +203,7 @@ class SegmentationImageProcessor(PilBackend):
         Returns:
             One `(height, width)` int64 tensor per image. Memory stays bounded for any number of classes.
         """
+        refine = find_refinement(refinement)
         logits = outputs["logits"]
         if target_sizes is None:
             target_sizes, extents = [tuple(logits.shape[-2:])] * len(logits), [(1.0, 1.0)] * len(logits)
@@ -215,7 +212,7 @@ class SegmentationImageProcessor(PilBackend):
         if extents is None:
             extents = self._extents_of_grid(target_sizes, tuple(logits.shape[-2:]))
         if rule is not None and not rule.is_plain:
-            if refinement is not None:
+            if refine is not None:
                 raise ValueError("A rule and a refinement exclude each other: the rule's pamr_iterations refine the scores.")
             if guides is None:
                 guides = [None] * len(logits) if images is None else [_pixels(image).to(logits.device) for image in images]
@@ -223,15 +220,13 @@ class SegmentationImageProcessor(PilBackend):
                 rule_labels(scores, class_ids, size, rule, guide, extent)
                 for scores, size, guide, extent in zip(logits, target_sizes, guides, extents, strict=True)
             ]
-        if refinement is None:
+        if refine is None:
             rows = zip(logits, target_sizes, extents, strict=True)
             return [upsample_argmax(logit, size, extent) for logit, size, extent in rows]
-        if refinement not in REFINEMENTS:
-            raise ValueError(f"refinement must be one of {sorted(REFINEMENTS)} or None, got {refinement!r}.")
         if images is None or len(images) != len(logits):
             raise ValueError(f"refinement={refinement!r} needs the {len(logits)} original images: pass images=[...].")
         return [
-            refined_labels(logit, size, image, refinement, extent)
+            refined_labels(logit, size, image, refine, extent)
             for logit, size, image, extent in zip(logits, target_sizes, images, extents, strict=True)
         ]
 
@@ -267,7 +262,7 @@ def refined_labels(
     logits: torch.Tensor,
     size: tuple[int, int],
     image,
-    refinement: str,
+    refine: Refinement,
     extent: tuple[float, float] = (1.0, 1.0),
 ) -> torch.Tensor:
     """Refine the classes that win somewhere; refining the others would only cost time and memory."""
@@ -276,7 +271,7 @@ def refined_labels(
     pixels = torch.from_numpy(np.array(load_image(image).resize(work_size[::-1]))).permute(2, 0, 1).to(logits.device)
     present = upsample_argmax(logits, size, extent).unique()
     probabilities = upsample(logits[present], work_size, extent).softmax(dim=0)
-    return present[upsample_argmax(REFINEMENTS[refinement](pixels[None], probabilities[None])[0], size)]
+    return present[upsample_argmax(refine(pixels[None], probabilities[None])[0], size)]
 
 
 def check_same_sizes(images: list[np.ndarray], maps: list[np.ndarray]) -> None:

@@ -7,9 +7,9 @@ from PIL import Image
 
 from hf_clipseg.outputs import SegmentationOutput
 from hf_clipseg.processing.image_io import batches_of_one_size
-from hf_clipseg.processing.image_processing_segmentation import REFINEMENTS
 from hf_clipseg.processing.inference import segment
 from hf_clipseg.processing.sliding_window import multi_scale_logits, sliding_window_logits
+from hf_clipseg.refinement.refinements import REFINEMENTS
 
 from ..tiny_segmenter import CLASS_NAMES, tiny_segmenter
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_clipseg.processing.image_processing_segmentation import REFINEMENTS
 from hf_clipseg.refinement.crf import PermutohedralLattice, dense_crf, elevate, pixel_positions, simplex_corners
+from hf_clipseg.refinement.refinements import REFINEMENTS
 
 
 def crf_by_brute_force(image, probabilities, iterations, smooth, colour):
