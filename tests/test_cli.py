@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.checkpoints import SHIPPED
 from hf_clipseg.cli import find_pictures, main
 from hf_clipseg.drawing.label_files import index_picture, label_record
 from hf_clipseg.processing.inference import segment
@@ -54,7 +55,17 @@ def test_a_folder_keeps_its_shape_and_a_broken_picture_does_not_stop_it(clip, tm
     assert main(["segment", str(folder), "--classes", "sky, grass", "--model", clip, "--output", str(output)]) == 1
     found = sorted(file.relative_to(output).as_posix() for file in output.rglob("*.json"))
     assert found == ["a.json", "a.png.json", "sub/a.json"]
-    assert "left out" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"left out: {folder / 'b.png'} is no image" in error and error.count("b.png") == 1
+
+
+def test_results_amid_the_pictures_are_no_pictures(clip, photo, capsys):
+    words = ["segment", str(photo.parent), "--classes", "sky, sea", "--model", clip]
+    for _ in range(2):
+        assert main([*words, "--output", str(photo.parent / "segmented")]) == 0
+    assert capsys.readouterr().out.count(": 1 picture, 2 classes, ") == 2
+    assert main([*words, "--output", str(photo.parent)]) == 1
+    assert "is the folder of the pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -63,14 +74,19 @@ def test_a_folder_keeps_its_shape_and_a_broken_picture_does_not_stop_it(clip, tm
         (["segment", "nowhere.jpg", "--classes", "a, b"], "There is no file or folder nowhere.jpg"),
         (["segment", "PHOTO"], "pass --classes"),
         (["segment", "PHOTO", "--classes", "a, b", "--opacity", "2"], "--opacity is 2.0"),
-        (["segment", "PHOTO", "--classes", "a, a"], "a"),
+        (["segment", "PHOTO", "--classes", "a, a"], "is given twice"),
+        (["segment", "PHOTO", "--classes", "voc.tx"], "There is no class file voc.tx"),
+        (["segment", "PHOTO", "--classes", "a, b", "--device", "gpu"], "--device gpu cannot be used on this machine"),
+        (["segment", "PHOTO", "--classes", "a, b", "--model", "mask-clip-toyscape"], "Did you mean mask-clip-toyscapes"),
+        (["segment", "PHOTO", "--classes", "a, b", "--model", "zzz"], "There is no model zzz"),
+        (["segment", "PHOTO", "--classes", "a, b", "--output", "PHOTO"], "photo.png is a file; name a folder"),
         (["models", "nowhere"], "There is no folder nowhere"),
     ],
 )
 def test_a_mistake_ends_in_one_line(arguments, said, clip, photo, tmp_path, capsys):
     arguments = [str(photo) if argument == "PHOTO" else argument for argument in arguments]
     if arguments[0] == "segment":
-        arguments += ["--model", clip, "--output", str(tmp_path / "out")]
+        arguments[1:1] = ["--model", clip, "--output", str(tmp_path / "out")]  # what follows wins
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
@@ -81,6 +97,9 @@ def test_models_lists_the_shipped_ones_and_those_of_a_folder(tmp_path, capsys):
     assert main(["models", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "mask-clip-toyscapes" in said and "30 classes" in said and "none of this package's" in said
+    shipped = next(line for line in said.splitlines() if "mask-clip-toyscapes" in line)
+    assert main(["models", str(SHIPPED / "mask-clip-toyscapes")]) == 0
+    assert capsys.readouterr().out.splitlines().count(shipped) == 2
 
 
 def test_without_shipped_checkpoints_it_says_where_they_are(tmp_path, monkeypatch, capsys):
@@ -94,7 +113,9 @@ def test_pictures_of_one_name_from_two_folders_are_refused(tmp_path):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / folder / "x.png")
     with pytest.raises(ValueError, match="one name"):
-        find_pictures([str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png"), str(tmp_path / "b" / "x.png")])
+        find_pictures(
+            [str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png"), str(tmp_path / "b" / "x.png")], tmp_path / "out"
+        )
 
 
 def test_pixel_values_are_class_ids_whatever_their_number():
