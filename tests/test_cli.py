@@ -74,7 +74,7 @@ def test_results_amid_the_pictures_are_no_pictures(clip, photo, capsys):
         (["segment", "nowhere.jpg", "--classes", "a, b"], "There is no file or folder nowhere.jpg"),
         (["segment", "PHOTO"], "pass --classes"),
         (["segment", "PHOTO", "--classes", "a, b", "--opacity", "2"], "--opacity is 2.0"),
-        (["segment", "PHOTO", "--classes", "a, a"], "is given twice"),
+        (["segment", "PHOTO", "--classes", "a, a"], "'a' is given twice"),
         (["segment", "PHOTO", "--classes", "voc.tx"], "There is no class file voc.tx"),
         (["segment", "PHOTO", "--classes", "a, b", "--device", "gpu"], "--device gpu cannot be used on this machine"),
         (["segment", "PHOTO", "--classes", "a, b", "--model", "mask-clip-toyscape"], "Did you mean mask-clip-toyscapes"),
