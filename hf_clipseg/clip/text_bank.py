@@ -83,7 +83,8 @@ def _fold(name: str) -> str:
 
 def _refuse_repeated(name: str) -> None:
     raise ValueError(
-        f"The class name {' '.join(name.split())!r} is given twice; remove one, or make both synonyms of one class: ['ship', 'boat']."
+        f"The class name {' '.join(name.split())!r} is given twice; remove one, or make both synonyms of one class: "
+        "['ship', 'boat']."
     )
 
 
