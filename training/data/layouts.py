@@ -57,7 +57,7 @@ def recognise(folder: Path, layouts: Mapping[str, Recogniser]) -> Layout:
     for name, find in layouts.items():
         if (layout := find(folder)) and layout.splits:
             layout.name = name
-            logger.info("%s is read as: %s; splits: %s", folder, name, ", ".join(layout.splits))
+            logger.info("%s is read as: %s; splits: %s", folder, name.split(", ")[0], ", ".join(layout.splits))
             return layout
     known = "\n".join(f"  - {name}" for name in layouts)
     raise ValueError(f"{folder} is laid out in no way that is understood. These are:\n{known}")

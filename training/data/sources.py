@@ -4,9 +4,11 @@ What folders may look like is in `mask_layouts` and `caption_files`, what comes 
 `python -m training.check_dataset NAME` checks a data set before anything is trained on it.
 """
 
+import hashlib
 import itertools
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ def open_dataset(
     """Rows of a Hub data set or folder, random access, images left encoded; and what the layout says about masks.
 
     Args:
-        streaming: read only the first `limit` rows of a Hub data set, and keep them (encoded) in memory.
+        streaming: read only the first `limit` rows, see `open_stream`.
         limit: use so many rows, drawn by `seed`; the first ones when streaming.
         validation_fraction: divide the training split in "train" and "validation", see `open_split`.
         layouts: what a folder may look like.
@@ -73,11 +75,31 @@ def open_dataset(
 
 
 def open_stream(dataset_name: str, split: str, config_name: str | None, limit: int | None) -> datasets.Dataset:
-    """The first `limit` rows, encoded, in memory."""
+    """The first `limit` rows, encoded, in a file of the cache: no row is held in memory, and a resumed run finds it there."""
     if limit is None:
         raise ValueError("streaming needs a number of rows: set --limit")
-    stream = leave_encoded(datasets.load_dataset(dataset_name, config_name, split=split, streaming=True))
-    return datasets.Dataset.from_list(list(itertools.islice(stream, limit)), features=stream.features)
+    options = {"dataset_name": dataset_name, "config_name": config_name, "split": split, "limit": limit}
+    options["version"] = folder_version(Path(dataset_name)) if Path(dataset_name).is_dir() else ""
+    features = leave_encoded(stream_of(dataset_name, config_name, split)).features
+    dataset = datasets.Dataset.from_generator(first_rows, features=features, gen_kwargs=options)
+    dataset._fingerprint = hashlib.sha256(json.dumps([options, features and str(features)]).encode()).hexdigest()[:16]
+    return leave_encoded(dataset)
+
+
+def stream_of(dataset_name: str, config_name: str | None, split: str) -> datasets.IterableDataset:
+    return datasets.load_dataset(dataset_name, config_name, split=split, streaming=True)
+
+
+def first_rows(dataset_name: str, config_name: str | None, split: str, limit: int, version: str) -> Iterator[dict[str, Any]]:
+    """Rows for `Dataset.from_generator`, which keeps them by its arguments: `version` makes changed files another set."""
+    yield from itertools.islice(leave_encoded(stream_of(dataset_name, config_name, split)), limit)
+
+
+def folder_version(folder: Path) -> str:
+    """Another text when a file below `folder` is added, removed or written again."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stamps = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
 
 
 def find_layout(dataset_name: str, config_name: str | None, layouts: Mapping[str, Recogniser], list_splits: bool) -> Layout:

@@ -84,6 +84,7 @@ def load_tagged_images(
     labels_column: str | None = None,
     size: tuple[int, int] = (128, 128),
     validation_fraction: float | None = None,
+    streaming: bool = False,
 ) -> TaggedImages:
     """Tagged images of any source.
 
@@ -91,7 +92,7 @@ def load_tagged_images(
         dataset_name: "toyscapes", a folder of images (see `tag_files`), or a Hub id.
         labels_csv: of a folder, where it is not called `tags.csv` or `labels.csv`.
         class_names: all classes in order; by default those of the data set, or all labels of the CSV in alphabetical order.
-        limit, seed, validation_fraction: see `open_dataset`.
+        limit, seed, validation_fraction, streaming: see `open_dataset`.
         size: of Toyscapes scenes.
 
     Raises:
@@ -104,9 +105,7 @@ def load_tagged_images(
         if not Path(dataset_name).is_dir():
             raise ValueError(f"--labels_csv belongs to a folder of images, but there is no folder {dataset_name}.")
         layouts = {f"images that {labels_csv} lists": partial(labels_table, path=Path(labels_csv))}
-    dataset, layout = open_dataset(
-        dataset_name, split, config_name, limit=limit, seed=seed, validation_fraction=validation_fraction, layouts=layouts
-    )
+    dataset, layout = open_dataset(dataset_name, split, config_name, streaming, limit, seed, validation_fraction, layouts)
     image_column = find_column(dataset.column_names, "image", image_column)
     labels_column = find_column(dataset.column_names, "labels", labels_column)
     names = (

@@ -245,6 +245,27 @@ def test_streaming_reads_the_first_rows_and_needs_a_limit(tmp_path):
         load_captions(folder, "train", streaming=True)
 
 
+def test_streamed_rows_are_kept_on_disk_and_found_again(tmp_path):
+    """Random access without rows in memory: what exact resumption needs."""
+
+    def write(offset):
+        rows = [{"image": picture(seed=offset + index), "caption": f"number {offset + index}"} for index in range(4)]
+        features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+        datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "train-00000.parquet")
+
+    def streamed(limit):
+        return load_captions(str(tmp_path), "train", streaming=True, limit=limit)
+
+    write(0)
+    first, again, longer = streamed(2), streamed(2), streamed(3)
+    assert first.dataset.cache_files and first.dataset.cache_files == again.dataset.cache_files
+    assert first.description == again.description != longer.description and len(longer) == 3
+    np.testing.assert_array_equal(np.asarray(longer[2]["image"]), np.asarray(picture(seed=2)))
+    write(5)
+    changed = streamed(2)
+    assert changed[0]["captions"] == ["number 5"] and changed.description != first.description
+
+
 def test_presets_have_as_many_names_as_ids():
     assert len(set(ADE20K_CLASSES)) == 150
     id_map = PRESETS["cityscapes_label_ids"].id_map
