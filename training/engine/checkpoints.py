@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from hf_clipseg.atomic import DiskFullError, partial_name, replace_folder
 
 from ..settings.training_settings import TrainingSettings
+from .metrics_log import METRICS_FILE
 from .provenance import write_json
 from .run_identity import describe_changes, published_model
 
@@ -32,7 +33,6 @@ STATE_FILE = "training_state.json"
 EMA_FILE = "ema.safetensors"
 EXPORT_FOLDER = "export"
 BEST_FILE = "best.json"
-METRICS_FILE = "metrics.jsonl"
 FINAL = "final"
 BEST_METRIC = "mIoU"
 
@@ -96,11 +96,14 @@ def clear_output_dir(settings: TrainingSettings) -> None:
 
 
 def delete(path: Path) -> None:
-    """A checkpoint stops being one first, so that a kill in between leaves none that lacks files."""
+    """A folder loses its name first: a kill in between leaves no checkpoint that lacks files, and what is left goes later."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    (path / STATE_FILE).unlink(missing_ok=True)
+    if not path.name.startswith("."):
+        hidden = partial_name(path)
+        shutil.rmtree(hidden, ignore_errors=True)
+        path = path.rename(hidden)
     shutil.rmtree(path)
 
 
@@ -179,6 +182,11 @@ class Checkpoints:
             for part in (model.config, *(part for part in parts if part is not None)):
                 part.save_pretrained(folder / EXPORT_FOLDER)
         write_json(folder / STATE_FILE, state)
+
+    def announce_best(self) -> None:
+        if self.best is not None:
+            path = self.folder / self.best["checkpoint"]
+            logger.info("best %s: %.4f, %s (python -m training.export)", self.best["metric"], self.best["value"], path)
 
     def record_best(self) -> None:
         """`best.json` beside the checkpoints names the best one."""

@@ -6,11 +6,8 @@ A step is one optimiser update; checkpoints are written between steps, so never 
 """
 
 import contextlib
-import dataclasses
-import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +19,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from hf_clipseg.atomic import disk_full_named, replace_file
-
-from ..settings.training_settings import TrainingSettings, add_training_arguments  # noqa: F401  (scripts that have not moved to HfArgumentParser)
-from .checkpoints import METRICS_FILE, Checkpoints, check_output_dir, clear_output_dir
+from ..settings.training_settings import TrainingSettings
+from .checkpoints import Checkpoints, check_output_dir, clear_output_dir
 from .interruption import Stopped, StopSignal, any_process, ignore_stop_signals
+from .metrics_log import MetricsLog
 from .precision import resolve_precision
 from .run_identity import run_identity
 
@@ -71,40 +67,6 @@ class StepSampler(Sampler[list[SampleKey]]):
             for micro_step in range(step * self.accumulation, (step + 1) * self.accumulation):
                 start = (micro_step * self.world + self.rank) * self.batch_size
                 yield [self.key(position, step) for position in range(start, start + self.batch_size)]
-
-
-class MetricsLog:
-    """`metrics.jsonl` in the output folder, always, and Accelerate's trackers where asked for.
-
-    Rows after `first_step`, which a run that was killed has left, are dropped: the same steps are about to be logged again.
-    """
-
-    def __init__(self, accelerator: Accelerator, settings: TrainingSettings, first_step: int = 0):
-        self.accelerator, self.path = accelerator, Path(settings.output_dir) / METRICS_FILE
-        if accelerator.is_main_process and self.path.is_file():
-            self.drop_rows_after(first_step)
-        config = {k: v for k, v in dataclasses.asdict(settings).items() if isinstance(v, (bool, int, float, str))}
-        if settings.report_to != "none":
-            accelerator.init_trackers(Path(settings.output_dir).name, config=config)
-
-    def __call__(self, step: int, values: dict[str, float]) -> None:
-        self.accelerator.log(values, step=step)
-        if self.accelerator.is_main_process:
-            with disk_full_named(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **{key: round(value, 6) for key, value in values.items()}}) + "\n")
-
-    def drop_rows_after(self, step: int) -> None:
-        kept = [row for row in self.path.read_text(encoding="utf-8").splitlines() if is_row_up_to(row, step)]
-        with replace_file(self.path) as partial:
-            partial.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
-
-
-def is_row_up_to(row: str, step: int) -> bool:
-    """False also for a row that a kill or a full disk cut short."""
-    try:
-        return json.loads(row)["step"] <= step
-    except ValueError:
-        return False
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -164,38 +126,28 @@ def train(
     announce(accelerator, settings, identity, model, first_step)
 
     batches = iter(make_loader(accelerator, settings, dataset, collate, first_step))
-    log = MetricsLog(accelerator, settings, first_step)
+    log = MetricsLog(accelerator, settings, identity["images_per_step"], first_step)
     progress = tqdm(total=settings.max_train_steps, initial=first_step, disable=not accelerator.is_main_process, mininterval=5)
-    since_log = time.perf_counter(), first_step
     step, stopped = first_step, False
     model.train()
     with StopSignal() as stop:
         for step in range(first_step + 1, settings.max_train_steps + 1):
-            losses = accumulate_gradients(accelerator, settings, model, batches, compute_losses)
-            finite = is_finite(accelerator, settings, losses, step)
-            if finite:
-                gradient_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-                optimizer.step()
-            optimizer.zero_grad()
+            losses, gradient_norm = take_step(accelerator, settings, model, optimizer, batches, compute_losses, step)
             scheduler.step()
             if ema is not None:
                 ema.update_parameters(accelerator.unwrap_model(model))
             progress.update()
 
-            if finite and step % settings.logging_steps == 0:
-                elapsed, steps_taken = time.perf_counter() - since_log[0], step - since_log[1]
-                values = {name: accelerator.reduce(value, "mean").item() for name, value in losses.items()}
-                values |= {"gradient_norm": float(gradient_norm), "learning_rate": scheduler.get_last_lr()[0]}
-                values["images_per_second"] = steps_taken * identity["images_per_step"] / elapsed
-                log(step, values)
+            if gradient_norm is not None and step % settings.logging_steps == 0:
+                values = log.losses(step, losses, gradient_norm, scheduler.get_last_lr()[0])
                 progress.set_postfix(loss=f"{values['loss']:.3f}", rate=f"{values['images_per_second']:.0f}/s")
-                since_log = time.perf_counter(), step
             validated = None
             if on_step is not None:
-                evaluated = ema.module if ema is not None else accelerator.unwrap_model(model)
-                if validated := on_step(step, evaluated):
+                validated = on_step(step, ema.module if ema is not None else accelerator.unwrap_model(model))
+                if validated:
                     log(step, validated)
                 model.train()
+
             stopped, best = any_process(accelerator, stop.received is not None, checkpoints.is_best(step, validated))
             if best or stopped or step % settings.checkpointing_steps == 0 or step == settings.max_train_steps:
                 checkpoints.save(step)
@@ -205,7 +157,7 @@ def train(
     accelerator.end_training()
     if stopped:
         end_stopped_run(accelerator, settings, step, stop)
-    announce_best(accelerator, checkpoints)
+    checkpoints.announce_best()
     return (ema.module if ema is not None else accelerator.unwrap_model(model)).eval()
 
 
@@ -219,12 +171,6 @@ def end_stopped_run(accelerator: Accelerator, settings: TrainingSettings, step: 
             file=sys.stderr,
         )
     raise Stopped
-
-
-def announce_best(accelerator: Accelerator, checkpoints: Checkpoints) -> None:
-    best = checkpoints.best
-    if best is not None:
-        logger.info("best %s: %.4f, %s", best["metric"], best["value"], checkpoints.folder / best["checkpoint"])
 
 
 def make_ema(accelerator: Accelerator, model: torch.nn.Module, decay: float) -> AveragedModel | None:
@@ -259,6 +205,24 @@ def is_finite(accelerator: Accelerator, settings: TrainingSettings, losses: dict
         )
     logger.warning("step %d left out: its loss is not finite", step)
     return False
+
+
+def take_step(
+    accelerator: Accelerator,
+    settings: TrainingSettings,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[dict[str, Any]],
+    compute_losses: Callable[[torch.nn.Module, dict[str, Any]], dict[str, torch.Tensor]],
+    step: int,
+) -> tuple[dict[str, torch.Tensor], float | None]:
+    """One optimiser update; returns the losses and the norm of the gradients, None where the step had to be left out."""
+    losses, norm = accumulate_gradients(accelerator, settings, model, batches, compute_losses), None
+    if is_finite(accelerator, settings, losses, step):
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm))
+        optimizer.step()
+    optimizer.zero_grad()
+    return losses, norm
 
 
 def accumulate_gradients(

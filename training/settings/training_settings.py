@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers.hf_argparser import HfArg
 
@@ -79,21 +78,3 @@ class TrainingSettings:
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> "TrainingSettings":
         return cls(**{name.name: getattr(arguments, name.name) for name in dataclasses.fields(cls)})
-
-
-def add_training_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Adds one argument per field of `TrainingSettings` to a plain parser; `defaults` are the script's own."""
-    group = parser.add_argument_group("training")
-    types = {"checkpoints_total_limit": int, "resume_from_checkpoint": str, "hub_model_id": str, "output_dir": str}
-    for each in dataclasses.fields(TrainingSettings):
-        options = dict(each.metadata)
-        if isinstance(each.default, bool):
-            group.add_argument(f"--{each.name}", action="store_true", **options)
-            continue
-        required = each.default is dataclasses.MISSING
-        default = defaults.get(each.name, None if required else each.default)
-        kind = types.get(each.name) or type(each.default)
-        options["help"] += " (%(default)s)"
-        group.add_argument(
-            f"--{each.name}", type=kind, default=default, required=required and each.name not in defaults, **options
-        )

@@ -3,17 +3,20 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
 from hf_clipseg.atomic import DiskFullError, disk_full_named
-from training.engine.checkpoints import list_checkpoints, read_state
+from training.engine.checkpoints import checkpoint_step, list_checkpoints, read_state
 from training.engine.run_identity import describe_changes, schedule_points
 
-from ...tiny_run import dies_after, run
+from ...forked import run_forked
+from ...tiny_run import Samples, dies_after, run
 
 
 @pytest.fixture(autouse=True)
@@ -237,3 +240,48 @@ def test_other_errors_pass_through(tmp_path):
         with pytest.raises(type(error)) as raised, disk_full_named(tmp_path / "a"):
             raise error
         assert raised.value is error
+
+
+# ---- killed at any moment
+
+
+def test_killed_at_twenty_moments_and_resumed_each_time_it_ends_like_the_unbroken_run(tmp_path):
+    """SIGKILL comes before any of the writes, deletions, renames and reads of data that a run does, chosen at random."""
+    validate = lambda step, _: {"mIoU": [0.1, 0.3, 0.2][step % 3] + step / 100}  # noqa: E731
+    options = {"steps": 40, "checkpointing_steps": 1, "checkpoints_total_limit": 1, "logging_steps": 1}
+    options |= {"ema_decay": 0.5, "on_step": validate}
+    straight = run(tmp_path / "straight", **options)
+
+    def killed_at(moment):
+        moments = iter(range(moment))
+
+        def dying(function):
+            def call(*arguments, **keywords):
+                if next(moments, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **keywords)
+
+            return call
+
+        for owner, names in (
+            (os, ("replace", "mkdir", "unlink")),
+            (shutil, ("rmtree",)),
+            (json, ("dumps",)),
+            (torch, ("save",)),
+        ):
+            for name in names:
+                setattr(owner, name, dying(getattr(owner, name)))
+        Samples.__getitem__ = dying(Samples.__getitem__)
+        run(tmp_path / "killed", resume_from_checkpoint="latest", **options)
+
+    moments = np.random.default_rng(0).integers(5, 60, 20).tolist()
+    statuses = [run_forked(lambda rank, moment=moment: killed_at(moment))[0] for moment in moments]
+    assert statuses == [-signal.SIGKILL] * 20
+    resumed_from = list_checkpoints(tmp_path / "killed")[-1]
+    assert 0 < checkpoint_step(resumed_from) < 40
+    weights = run(tmp_path / "killed", resume_from_checkpoint="latest", **options)
+    assert all(torch.equal(weights[name], straight[name]) for name in straight)
+    values = [[{**row, "images_per_second": 0} for row in rows(tmp_path / name)] for name in ("killed", "straight")]
+    assert values[0] == values[1]
+    left = [{path.name for path in (tmp_path / name).iterdir()} for name in ("killed", "straight")]
+    assert left[0] == left[1]
