@@ -5,34 +5,37 @@ whose text names the fix. The network is touched only for a Hub model that is no
 seconds to answer, name resolution included.
 """
 
-import functools
 import http.client
 import json
 import logging
 import os
-import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from . import METHODS, MaskClipForSemanticSegmentation, SegmentationProcessor
+from . import METHODS, CocuForSemanticSegmentation, MaskClipForSemanticSegmentation, SegmentationProcessor
+from .baselines import baseline_class, load_baseline
+from .checkpoint_cards import Checkpoint, read_card, run_name
+from .processing.image_processing_segmentation import SegmentationImageProcessor
 
 SHIPPED = Path(__file__).resolve().parents[1] / "model_cards"
 """One folder per shipped checkpoint, laid out as its Hub repository."""
 
 HUB_TIMEOUT = 2.0
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+MODEL_FILES = ("*.json", "*.txt", "*.model")
+GROUPVIT_SIDE, GROUPVIT_PATCH = 448, 16
 CLIP_ATTENTION = "naclip"  # bare CLIP weights name no variant; this one localises better than `value` on OpenAI's
 BROKEN = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)  # what loaders raise on damaged files
 
@@ -43,27 +46,6 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the fix."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What is known about a checkpoint before its weights are read.
-
-    Args:
-        source: folder or Hub id.
-        name: short and unique: the folder's name or the Hub id.
-        title: what people read, from the first heading of its card.
-        description: first paragraph of its card.
-        class_names: its own classes, each a list of synonyms; None where it has none.
-        open_vocabulary: whether it takes other class names per call.
-    """
-
-    source: str
-    name: str
-    title: str
-    description: str = ""
-    class_names: list[list[str]] | None = None
-    open_vocabulary: bool = True
-
-
 @dataclass
 class LoadedCheckpoint:
     """A model in eval mode with its processor; share it between threads through `running`."""
@@ -71,20 +53,45 @@ class LoadedCheckpoint:
     model: PreTrainedModel
     processor: SegmentationProcessor
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _check: Callable[[], None] | None = None
+
+    def __post_init__(self):
+        for module in self.model.modules():
+            module.register_forward_pre_hook(self._before_layer)
+
+    def _before_layer(self, *_) -> None:
+        if self._check is not None:
+            self._check()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
 
     @contextmanager
-    def running(self, attention_variant: str | None = None) -> Iterator[PreTrainedModel]:
-        """The model, for one caller at a time, with this attention in its last block where the method has that choice."""
+    def running(
+        self, attention_variant: str | None = None, check: Callable[[], None] | None = None
+    ) -> Iterator[PreTrainedModel]:
+        """The model, for one caller at a time, with this attention in its last block where the method has that choice.
+
+        Args:
+            check: called while waiting for the model and before each of its layers; what it raises ends the run.
+        """
+        while not self._lock.acquire(timeout=0.1):
+            if check is not None:
+                check()
         config = self.model.config
-        with self._lock:
-            original = getattr(config, "attention_variant", None)
+        original = getattr(config, "attention_variant", None)
+        try:
+            self._check = check
             if attention_variant is not None and original is not None:
                 config.attention_variant = attention_variant
-            try:
-                yield self.model
-            finally:
-                if original is not None:
-                    config.attention_variant = original
+            yield self.model
+        finally:
+            self._check = None
+            if original is not None:
+                config.attention_variant = original
+            self._lock.release()
 
 
 def find_checkpoints(folder: str | os.PathLike = SHIPPED) -> list[Checkpoint]:
@@ -118,19 +125,33 @@ def describe_checkpoint(source: str | os.PathLike) -> Checkpoint:
     class_names = getattr(config, "class_names", None)
     if class_names is None and not is_open:
         class_names = [[label] for label in config.id2label.values()]
-    name = folder.resolve().name
-    return Checkpoint(source, name, title or name, description, class_names, is_open)
+    name = run_name(folder)
+    return Checkpoint(source, name, title or name, description, class_names, is_open, config.model_type)
 
 
-def read_card(card: Path) -> tuple[str, str]:
-    """First heading and first paragraph of a model card, without its metadata; empty where there is none."""
-    if not card.is_file():
-        return "", ""
-    text = re.sub(r"\A---\n.*?\n---\n", "", card.read_text(encoding="utf-8"), flags=re.DOTALL)
-    title = re.search(r"^# +(.+)$", text, flags=re.MULTILINE)
-    paragraphs = (" ".join(block.split()) for block in re.split(r"\n\s*\n", text))
-    description = next((block for block in paragraphs if block and block[0] not in "#`|<!["), "")
-    return title[1].strip() if title else "", description
+def fetch_checkpoint(source: str | os.PathLike) -> None:
+    """Brings a model of the Hub into the local cache; does nothing for a folder, or for what is there already.
+
+    Raises:
+        CheckpointError: the Hub does not answer, or has no such model.
+    """
+    source = os.fspath(source)
+    if Path(source).is_dir() or is_cached(source):
+        return
+    check_hub_id(source)
+    if not hub_answers():
+        raise CheckpointError(
+            f"{source} is on the Hugging Face Hub, which did not answer within {HUB_TIMEOUT:g} s, and it is not in the "
+            "local cache. Connect to the network, or choose a checkpoint that is on this machine."
+        )
+    try:
+        snapshot_download(source, allow_patterns=[*MODEL_FILES, WEIGHT_FILES[0]])
+        if not is_cached(source):  # no safetensors
+            snapshot_download(source, allow_patterns=[*MODEL_FILES, WEIGHT_FILES[1]])
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{source} cannot be fetched from the Hub ({first_line(error)}). Check its name and try again."
+        ) from error
 
 
 def load_checkpoint(source: str | os.PathLike, device: str | torch.device = "cpu") -> LoadedCheckpoint:
@@ -140,22 +161,20 @@ def load_checkpoint(source: str | os.PathLike, device: str | torch.device = "cpu
         CheckpointError: see the module docstring.
     """
     source = os.fspath(source)
-    is_folder = Path(source).is_dir()
-    hub_options = {"local_files_only": is_folder or is_cached(source)}
-    if is_folder:
+    if Path(source).is_dir():
         check_weight_files(Path(source))
-    else:
-        check_hub_id(source)
-        if not hub_options["local_files_only"] and not hub_answers():
-            raise CheckpointError(
-                f"{source} is on the Hugging Face Hub, which did not answer within {HUB_TIMEOUT:g} s, and it is not in the "
-                "local cache. Connect to the network, or choose a checkpoint that is on this machine."
-            )
+    fetch_checkpoint(source)
+    hub_options = {"local_files_only": True}
     config = read_config(source, **hub_options)
     try:
         if config.model_type == "clip":
             model = MaskClipForSemanticSegmentation.from_clip(source, attention_variant=CLIP_ATTENTION, clip_kwargs=hub_options)
             processor = SegmentationProcessor.from_clip(source, **hub_options)
+        elif config.model_type == "groupvit":
+            model = CocuForSemanticSegmentation.from_groupvit(source, groupvit_kwargs=hub_options)
+            processor = groupvit_processor(source, **hub_options)
+        elif type(config) not in METHODS and baseline_class(config) is not None:
+            model, processor = load_baseline(config, source, **hub_options)
         else:
             model = load_method(config, source, hub_options)
             processor = SegmentationProcessor.from_pretrained(source, **hub_options)
@@ -168,10 +187,18 @@ def load_checkpoint(source: str | os.PathLike, device: str | torch.device = "cpu
     return LoadedCheckpoint(model.to(device, torch.float32).eval(), processor)
 
 
+def groupvit_processor(source: str, **hub_options) -> SegmentationProcessor:
+    """For a plain GroupViT: images and templates as its authors evaluate it."""
+    image_processor = SegmentationImageProcessor(
+        size={"shortest_edge": GROUPVIT_SIDE, "longest_edge": 4 * GROUPVIT_SIDE}, size_divisor=GROUPVIT_PATCH
+    )
+    return SegmentationProcessor(image_processor, AutoTokenizer.from_pretrained(source, **hub_options), templates="photo")
+
+
 def load_method(config: PreTrainedConfig, source: str, hub_options: dict) -> PreTrainedModel:
     """transformers fills weights that are missing with random numbers; here they are an error."""
     if type(config) not in METHODS:
-        expected = sorted(["clip", *(config_class.model_type for config_class in METHODS)])
+        expected = sorted(["clip", "groupvit", *(config_class.model_type for config_class in METHODS)])
         raise CheckpointError(f"{source} is a {config.model_type!r} model; this package runs {', '.join(expected)}.")
     model, report = METHODS[type(config)].from_pretrained(source, output_loading_info=True, **hub_options)
     if missing := sorted(report["missing_keys"]):
@@ -249,15 +276,3 @@ def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
 
 def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200].rstrip(".")
-
-
-class CheckpointCache:
-    """Keeps the checkpoints used last in memory; safe to call from several threads. Failures are not remembered."""
-
-    def __init__(self, capacity: int = 4, device: str | torch.device = "cpu"):
-        self._lock = threading.Lock()
-        self._load = functools.lru_cache(maxsize=capacity)(functools.partial(load_checkpoint, device=device))
-
-    def get(self, source: str) -> LoadedCheckpoint:
-        with self._lock:  # one load at a time: two at once would read the same weights twice
-            return self._load(source)

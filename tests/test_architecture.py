@@ -126,6 +126,12 @@ def test_scripts_and_app_stay_outside():
         assert not {imported.split(".")[0] for imported in imports(path)} & {"gradio", "app", "demo", "tests"}, path.name
 
 
+def test_only_the_page_and_the_border_know_gradio():
+    """What the demo computes can be tested without a server."""
+    with_gradio = {path.stem for path in (ROOT / "demo").glob("*.py") if "gradio" in imports(path)}
+    assert with_gradio == {"api", "desk", "guard", "page", "page_compare", "page_curate", "page_teach", "theme"}
+
+
 def test_only_its_own_room_knows_toyscapes():
     for name, path in modules().items():
         if room(name) != "toyscapes":

@@ -7,11 +7,12 @@ import threading
 import pytest
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hf_clipseg import MaskClipForSemanticSegmentation
+from hf_clipseg.checkpoint_cards import Checkpoint, distinguish
 from hf_clipseg.checkpoints import (
-    CheckpointCache,
     CheckpointError,
     describe_checkpoint,
     find_checkpoints,
@@ -132,7 +133,7 @@ def remove_processor(copy):
         (lose_a_tensor, "lack 1 tensors, clip.logit_scale"),
         (remove_config, "no config.json"),
         (break_config, "is no checkpoint of this package"),
-        (make_foreign, "is a 'bert' model; this package runs clip, .*mask_clip"),
+        (make_foreign, "is a 'bert' model; this package runs clip, .*groupvit, mask_clip"),
         (remove_processor, "cannot be loaded"),
     ],
 )
@@ -180,23 +181,65 @@ def test_any_answer_of_the_hub_counts(monkeypatch, status):
         assert hub_answers(timeout=5)
 
 
-def test_cache_is_bounded_and_forgets_failures(folder, copy):
-    cache = CheckpointCache(capacity=1)
-    first = cache.get(str(folder / "open"))
-    assert cache.get(str(folder / "open")) is first
-    weights = (copy / "model.safetensors").rename(copy / "away")
-    with pytest.raises(CheckpointError):
-        cache.get(str(copy))
-    weights.rename(copy / "model.safetensors")
-    assert cache.get(str(copy)) is not first
-    assert cache.get(str(folder / "open")) is not first  # pushed out by the copy
+def test_result_folders_are_named_after_their_run(folder, tmp_path):
+    for run in ("run1", "run2"):
+        shutil.copytree(folder / "open", tmp_path / run / "final")
+    shutil.copytree(folder / "open", tmp_path / "run1" / "checkpoint-40")
+    found = distinguish([describe_checkpoint(tmp_path / name) for name in ("run1/final", "run2/final", "run1/checkpoint-40")])
+    assert [checkpoint.name for checkpoint in found] == ["run1", "run2", "run1/checkpoint-40"]
+    assert [checkpoint.title for checkpoint in found] == [
+        "Open words (run1)",
+        "Open words (run2)",
+        "Open words (run1/checkpoint-40)",
+    ]
 
 
-def test_cache_loads_once_for_many_threads(folder):
-    cache, got = CheckpointCache(), []
-    threads = [threading.Thread(target=lambda: got.append(cache.get(str(folder / "closed")))) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(got) == 6 and len({id(loaded) for loaded in got}) == 1
+def test_names_grow_until_they_are_unique(folder, tmp_path):
+    for place in ("a/x", "b/x", "c/y"):
+        shutil.copytree(folder / "open", tmp_path / place)
+    places = [tmp_path / place for place in ("a/x", "b/x", "c/y", "a/x")]
+    found = distinguish(list(map(describe_checkpoint, places)))
+    assert [checkpoint.name for checkpoint in found] == ["a/x", "b/x", "y"]  # the one given twice comes once
+
+
+def test_one_model_under_two_attentions_is_two_entries():
+    twice = [Checkpoint("someone/clip", f"clip-{name}", name, attention=name) for name in ("value", "sclip")]
+    assert [checkpoint.name for checkpoint in distinguish([*twice, twice[0]])] == ["clip-value", "clip-sclip"]
+
+
+def test_cards_of_strangers_become_plain_text(copy):
+    (copy / "README.md").write_text(
+        "# A [model](../x) ![pixel](https://spy.example/p.png)\n\n![a](https://spy.example/a.png)\n\n"
+        "Reads **dense** [features](docs/x.md), <img src=https://spy.example/b.png> and `code`. [![b]][c]\n"
+    )
+    checkpoint = describe_checkpoint(copy)
+    assert checkpoint.title == "A model"
+    assert checkpoint.description == "Reads dense features, and code."
+
+
+def test_a_check_ends_a_run_before_its_next_layer(folder):
+    loaded = load_checkpoint(folder / "open")
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) == 5:
+            raise TimeoutError
+
+    inputs = loaded.processor(images=Image.new("RGB", (32, 32)), class_names=["sky"], return_tensors="pt")
+    with pytest.raises(TimeoutError), loaded.running(check=check) as model:
+        model(**inputs)
+    assert len(calls) == 5
+    with loaded.running() as model:  # free again, and unchecked
+        model(**inputs)
+    assert len(calls) == 5
+
+
+def test_waiting_for_a_model_can_be_given_up(folder):
+    loaded = load_checkpoint(folder / "open")
+
+    def give_up():
+        raise TimeoutError
+
+    with loaded.running(), pytest.raises(TimeoutError), loaded.running(check=give_up):
+        pytest.fail("the model was taken twice")

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 150_000_000
 """Larger images are refused: decoding them would need gigabytes. 12,000 x 12,000 pixels pass."""
+
+TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter where warnings are errors
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
-def load_image(source: ImageSource, longest_side: int | None = None) -> Image.Image:
+def load_image(
+    source: ImageSource, longest_side: int | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> Image.Image:
     """Any image as upright 8-bit RGB.
 
     Orientation tags are applied, transparency is laid over white, CMYK, palette, grey and 16-bit images are converted.
@@ -22,22 +26,32 @@ def load_image(source: ImageSource, longest_side: int | None = None) -> Image.Im
     Args:
         source: a path, the bytes of a file, a PIL image, or an array `(height, width[, 3 or 4])`.
         longest_side: larger images are shrunk to it, before anything else so that a huge JPEG is never decoded in full.
+        max_pixels: that are decoded; checked before decoding.
+        name: what errors call the image, in place of its path.
 
     Raises:
         ValueError: the file is missing, empty, corrupt or too large.
     """
-    image = _open(source)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(
-            f"The image has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read. Resize it first."
-        )
+    name = name or ("The image" if not isinstance(source, (str, os.PathLike)) else str(source))
+    image = _open(source, name)
+    check_size(image.size, MAX_PIXELS, name)
+    if longest_side is not None and image is not source:
+        image.draft(None, (2 * longest_side, 2 * longest_side))  # a JPEG is decoded at a fraction of its size
+    check_size(image.size, max_pixels, name)
     try:
         if longest_side is not None and max(image.size) > longest_side:
             image = _shrink(image.copy() if image is source else image, longest_side)
         image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"The image is damaged and cannot be decoded ({error}). Save it again, or leave it out.") from error
+        raise ValueError(f"{name} is damaged and cannot be decoded ({error}). Save it again, or leave it out.") from error
+
+
+def check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
+    """Raises ValueError for `(width, height)` with more than `max_pixels`."""
+    width, height = size
+    if width * height > max_pixels:
+        raise ValueError(f"{name} has {width} x {height} pixels; at most {max_pixels:,} are read. Resize it first.")
 
 
 def batches_of_one_size(images: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
@@ -48,24 +62,24 @@ def batches_of_one_size(images: Sequence[Image.Image], batch_size: int) -> list[
     return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
 
 
-def _open(source: ImageSource) -> Image.Image:
+def _open(source: ImageSource, name: str) -> Image.Image:
+    """The image, not decoded yet. Pillow's own limit, which is process-wide, stays as it is; EPS would run a program."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
-    if isinstance(source, bytes):
-        name, stream = "the given bytes", io.BytesIO(source)
-    else:
-        name, stream = str(source), Path(source)
-        if not stream.is_file():
-            raise ValueError(f"There is no image file {name}.")
+    stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+    if isinstance(stream, Path) and not stream.is_file():
+        raise ValueError(f"There is no image file {name}.")
     try:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit applies, with a clearer message
-        return Image.open(stream)
-    except (OSError, SyntaxError) as error:
+        image = Image.open(stream)
+    except TOO_LARGE as error:
+        raise ValueError(f"{name} has too many pixels; at most {MAX_PIXELS:,} are read. Resize it first.") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} is no image that can be read: it is empty, damaged or of an unknown format.") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    if image.format == "EPS":
+        raise ValueError(f"{name} is a PostScript program, not an image. Save it as PNG or JPEG.")
+    return image
 
 
 def _shrink(image: Image.Image, longest_side: int) -> Image.Image:
