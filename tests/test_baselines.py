@@ -1,0 +1,161 @@
+"""Models of the Hub behind the package's interface, against transformers' own way to their label maps."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    SwinConfig,
+    ViTImageProcessor,
+)
+
+from hf_clipseg.checkpoints import load_checkpoint
+from hf_clipseg.evaluation.metrics import ConfusionMatrix
+from hf_clipseg.processing.inference import segment
+
+from .tiny import tiny_tokenizer
+
+# COCO's class (1 to 80 in `coco_mini`) of every VOC class that has one; all other classes are background
+COCO_OF_VOC = [5, 2, 15, 9, 40, 6, 3, 16, 57, 20, 61, 17, 18, 4, 1, 59, 19, 58, 7, 63]
+NAMES = {0: "sky", 1: "sea", 2: "boat"}
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+
+
+def save(model, images, folder):
+    model.eval().save_pretrained(folder)
+    images.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_knows_photographs(real_data):
+    """DeepLabV3 with real weights on 79 photographs: mIoU 0.523 was measured elsewhere."""
+    checkpoint = load_checkpoint(real_data / "deeplabv3_mobilenet_v2")
+    table = np.zeros(256, dtype=np.int64)
+    table[255], table[COCO_OF_VOC] = 255, np.arange(1, 21)
+    confusion = ConfusionMatrix(21)
+    masks = sorted((real_data / "coco_mini/masks/val2017").glob("*.png"))
+    assert len(masks) == 79
+    for mask in masks:
+        (image,) = (real_data / "coco_mini/images/val2017").glob(f"{mask.stem}.*")
+        (labels,) = segment(checkpoint.model, checkpoint.processor, [image])
+        confusion.update(torch.from_numpy(labels), torch.from_numpy(table[np.asarray(Image.open(mask))]))
+    assert confusion.mean_iou() >= 0.51 and confusion.pixel_accuracy() > 0.85
+
+
+@torch.no_grad()
+def test_semantic_models(picture, tmp_path):
+    config = SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=16, id2label=NAMES
+    )
+    folder = save(SegformerForSemanticSegmentation(config), SegformerImageProcessor(size={"height": 64, "width": 64}), tmp_path)
+    checkpoint = load_checkpoint(folder)
+    own = segment(checkpoint.model, checkpoint.processor, [picture, picture.rotate(90, expand=True)])
+    model, images = (
+        SegformerForSemanticSegmentation.from_pretrained(folder).eval(),
+        SegformerImageProcessor.from_pretrained(folder),
+    )
+    (expected,) = images.post_process_semantic_segmentation(model(**images(picture, return_tensors="pt")), [(60, 80)])
+    assert (own[0] == expected.numpy()).mean() > 0.999 and own[1].shape == (80, 60)
+    assert checkpoint.model.config.class_names == [["sky"], ["sea"], ["boat"]]
+    assert (segment(checkpoint.model, checkpoint.processor, [picture], ["Sky", "sea", "boat"])[0] == own[0]).all()
+    with pytest.raises(ValueError, match="own 3 classes only, in this order: sky, sea, boat"):
+        segment(checkpoint.model, checkpoint.processor, [picture], ["sky", "boat", "sea"])
+
+
+@torch.no_grad()
+def test_universal_models(picture, tmp_path):
+    swin = SwinConfig(image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2, out_features=[
+        "stage1", "stage2", "stage3", "stage4"])  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, hidden_dim=32, feature_size=32, mask_feature_size=32, num_queries=5, encoder_layers=1,
+        decoder_layers=2, num_attention_heads=2, dim_feedforward=16, encoder_feedforward_dim=16, id2label=NAMES,
+    )  # fmt: skip
+    folder = save(
+        Mask2FormerForUniversalSegmentation(config), Mask2FormerImageProcessor(size={"height": 64, "width": 96}), tmp_path
+    )
+    checkpoint = load_checkpoint(folder)
+    (own,) = segment(checkpoint.model, checkpoint.processor, [picture])
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(folder).eval()
+    images = Mask2FormerImageProcessor.from_pretrained(folder)
+    outputs = model(**images(picture, return_tensors="pt"))
+    classes = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
+    scores = sum(
+        row[:, None, None] * mask.sigmoid() for row, mask in zip(classes, outputs.masks_queries_logits[0], strict=True)
+    )
+    expected = F.interpolate(scores[None], size=(60, 80), mode="bilinear")[0].argmax(0).numpy()
+    assert (own == expected).mean() > 0.999
+
+
+@pytest.fixture
+def clipseg(tmp_path):
+    text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "max_position_embeddings": 16, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 2}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32,
+              "patch_size": 8}  # fmt: skip
+    config = CLIPSegConfig(
+        text_config=text, vision_config=vision, projection_dim=16, extract_layers=[0, 1, 2], reduce_dim=8,
+        decoder_num_attention_heads=2, decoder_intermediate_size=16, conditional_layer=0,
+    )  # fmt: skip
+    folder = save(CLIPSegForImageSegmentation(config), ViTImageProcessor(size={"height": 32, "width": 32}), tmp_path)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [1, 32])
+def test_clipseg_with_many_names(clipseg, picture, monkeypatch, at_once):
+    """One image with N prompts and no copies of it, any aspect; each name's map is what CLIPSeg gives for it alone."""
+    monkeypatch.setattr("hf_clipseg.baselines.PROMPTS_AT_ONCE", at_once)
+    checkpoint = load_checkpoint(clipseg)
+    model, processor = checkpoint.model, checkpoint.processor
+    classes = ["sky", ["boat", "ship"], "tree", "car"]
+    inputs = processor(images=[picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], class_names=classes)
+    logits = model(**inputs).logits
+    reference, tokenizer = CLIPSegForImageSegmentation.from_pretrained(clipseg).eval(), tiny_tokenizer()
+    for image in range(2):
+        for index, names in enumerate(classes):
+            maps = [
+                reference(
+                    **tokenizer(f"a photo of a {name}", return_tensors="pt"),
+                    pixel_values=inputs["pixel_values"][image : image + 1],
+                ).logits.view(32, 32)
+                for name in ([names] if isinstance(names, str) else names)
+            ]
+            torch.testing.assert_close(logits[image, index], torch.stack(maps).amax(0), rtol=1e-4, atol=1e-5)
+    (labels,) = segment(model, processor, [picture], classes)
+    assert labels.shape == (60, 80)
+    with pytest.raises(ValueError, match="no classes of its own"):
+        segment(model, processor, [picture])
+
+
+@torch.no_grad()
+def test_clipsegs_background_is_what_no_name_reaches(clipseg, picture):
+    checkpoint = load_checkpoint(clipseg)
+    inputs = checkpoint.processor(images=picture, class_names=["Background", "sky", "boat"])
+    logits = checkpoint.model(**inputs).logits
+    without = checkpoint.model(**checkpoint.processor(images=picture, class_names=["sky", "boat"])).logits
+    assert not logits[:, 0].any() and torch.allclose(logits[:, 1:], without, atol=1e-6)
+    assert ((logits.argmax(1) == 0) == (without.sigmoid().amax(1) < 0.5)).all()
+
+
+def test_models_that_segment_nothing_are_refused(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match="'bert' model; this package runs"):
+        load_checkpoint(tmp_path)
