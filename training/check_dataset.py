@@ -17,7 +17,7 @@ from hf_clipseg.atomic import replace_file
 from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.drawing.overlay import overlay
 
-from .data.file_checks import FileCheck, check_files, label_table, totals
+from .data.file_checks import FileCheck, check_files, label_table, looks_binary, totals
 from .data.layouts import find_validation
 from .data.sources import load_source, split_names
 
@@ -163,7 +163,7 @@ def colour_finding(colours: Counter) -> Finding:
 
 
 def binary_finding(pixels, becomes) -> Finding | None:
-    if set(pixels) == {0, IGNORE_INDEX} and becomes[IGNORE_INDEX] == IGNORE_INDEX:
+    if looks_binary(pixels, becomes):
         return Finding(
             "masks hold 0 and 255 only: 255 is read as unlabelled, so that the foreground would be ignored; --id_map "
             "0:0,255:1 makes it class 1",

@@ -1,9 +1,10 @@
 """Reads every image and mask of a data set, in parallel: what its files hold, and what is wrong with each of them."""
 
 import hashlib
+import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from hf_clipseg.constants import IGNORE_INDEX
 
 from .masks import MaskReader, colours_of, is_coloured, open_mask
 from .source_types import ToyscapesSource, read_image
+
+logger = logging.getLogger(__name__)
 
 NO_CLASS = -1
 
@@ -105,6 +108,30 @@ def check_files(source) -> list[FileCheck]:
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         checks = threads.map(lambda index: check_file(source, index), range(len(source)))
         return list(tqdm(checks, total=len(source), desc="reading images and masks", unit="image", leave=False))
+
+
+def check_some_masks(source, count: int = 8) -> None:
+    """Reads a spread of images and masks, so that a run that cannot learn ends before its first step.
+
+    Raises:
+        ValueError: what reading them raises: a label that no class has, a mask of another size, a broken file.
+    """
+    if isinstance(source, ToyscapesSource):
+        return
+    seen = FileCheck("")
+    for row in sorted({round(row) for row in np.linspace(0, len(source) - 1, count)}):
+        _ = source[row]
+        check_mask(seen, source.read_mask, source.stored(row)[2])
+    if looks_binary(seen.pixels, seen.becomes):
+        logger.warning(
+            "masks hold 0 and 255 only, and 255 means unlabelled: nothing but class 0 is learnt; with --id_map 0:0,255:1 it is "
+            "class 1"
+        )
+
+
+def looks_binary(pixels: Counter, becomes: Mapping[int, int]) -> bool:
+    """Whether the masks are black and white, and white would be ignored."""
+    return set(pixels) == {0, IGNORE_INDEX} and becomes[IGNORE_INDEX] == IGNORE_INDEX
 
 
 def label_table(source, checks: Sequence[FileCheck]) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.check_dataset import main
-from training.data.file_checks import check_files, label_table
+from training.data.file_checks import check_files, check_some_masks, label_table
 from training.data.sources import load_source
 
 IDS = np.array([[0, 1, 2], [2, 1, 255]], dtype=np.uint8)
@@ -87,6 +87,18 @@ def test_binary_masks_whose_foreground_would_be_ignored(tmp_path, capsys):
     answer = value_of(command, "--id_map")
     np.testing.assert_array_equal(load_source(str(folder), "train", id_map=answer)[0]["mask"], [[0, 1], [1, 1]])
     assert check(capsys, folder, "--id_map", answer)[0] == 0
+
+
+def test_a_run_ends_before_its_first_step_where_masks_cannot_be_right(tmp_path, caplog):
+    """The last of many masks is among those that are looked at; black and white ones are warned of."""
+    folder = folder_of(tmp_path / "label", [*[np.zeros((2, 2))] * 30, np.full((2, 2), 7)])
+    (folder / "masks" / "30.png").rename(folder / "masks" / "99.png")
+    (folder / "images" / "30.png").rename(folder / "images" / "99.png")
+    with pytest.raises(ValueError, match=r"'99' holds the labels \[7\]"):
+        check_some_masks(load_source(str(folder), "train"))
+    folder = folder_of(tmp_path / "binary", [np.array([[0, 255], [255, 255]])] * 3)
+    check_some_masks(load_source(str(folder), "train"))
+    assert "--id_map 0:0,255:1" in caplog.text
 
 
 def test_a_label_that_no_class_has_is_answered_by_the_ignore_label(tmp_path, capsys):
