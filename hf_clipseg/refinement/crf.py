@@ -69,8 +69,8 @@ def _mean_field(image, probabilities, iterations: int, smooth, colour) -> torch.
 def pixel_positions(height: int, width: int, device=None) -> torch.Tensor:
     """`(height * width, 2)` float coordinates (x, y), row by row."""
     rows, columns = torch.meshgrid(
-        torch.arange(height, dtype=torch.float32, device=device),
-        torch.arange(width, dtype=torch.float32, device=device),
+        torch.arange(height, device=device).float(),
+        torch.arange(width, device=device).float(),
         indexing="ij",
     )
     return torch.stack([columns.flatten(), rows.flatten()], dim=1)

@@ -24,6 +24,7 @@ from hf_clipseg.localization.prototype_rules import (
     text_targets,
 )
 from hf_clipseg.localization.prototypes import (
+    VISION_SCALE,
     collect_regions,
     encode_image_labels,
     region_embeddings,
@@ -31,6 +32,7 @@ from hf_clipseg.localization.prototypes import (
     vision_hash,
 )
 
+from ..precision import assert_same, double_precision
 from ..tiny import save_tiny_clip
 
 CLASSES = ["sky", ["boat", "ship"], "grass"]
@@ -202,11 +204,30 @@ def test_background_words_share_what_no_class_claims():
 def test_regions_do_not_depend_on_the_batch_size(images, clip, processor, maps):
     targets = encode_image_labels(TAGS, CLASSES)
     text, settings = text_prototypes(clip, processor, CLASSES), PrototypeSettings(region_maps=maps)
-    regions = [
-        collect_regions(clip, processor, images, targets, text, LocalizationSettings(), settings, size) for size in (1, 16)
-    ]
+    with double_precision():
+        clip, text = clip.double(), text.double()
+        regions = [
+            collect_regions(clip, processor, images, targets, text, LocalizationSettings(), settings, size) for size in (1, 16)
+        ]
     order = [torch.argsort(part.embeds[:, 0]) for part in regions]
-    torch.testing.assert_close(regions[0].embeds[order[0]], regions[1].embeds[order[1]], rtol=1e-3, atol=1e-4)
+    assert_same(regions[0].embeds[order[0]], regions[1].embeds[order[1]])
+
+
+@pytest.mark.parametrize("given, used", [(None, [None, VISION_SCALE, VISION_SCALE]), (7.0, [7.0, 7.0, 7.0])])
+def test_later_rounds_compare_with_vision_at_its_own_scale(images, clip, processor, monkeypatch, given, used):
+    """CLIP's logit scale fits text prototypes; from the second round on the maps come from vision prototypes."""
+    scales = []
+
+    def remember(clip, processor, images, targets, prototypes, localization, *others):
+        scales.append(localization.cam_scale)
+        return collect_regions(clip, processor, images, targets, prototypes, localization, *others)
+
+    monkeypatch.setattr("hf_clipseg.localization.prototypes.collect_regions", remember)
+    VisionPrototypes.fit(
+        images, TAGS, CLASSES, clip, processor, localization=LocalizationSettings(cam_scale=given), rounds=3,
+        settings=PrototypeSettings(region_maps="cam"),
+    )  # fmt: skip
+    assert scales == used
 
 
 def test_text_prototypes_are_averaged_on_the_sphere(clip, processor):

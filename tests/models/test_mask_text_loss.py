@@ -105,6 +105,20 @@ def test_ignored_pixels_take_no_part(labels):
     assert mask_logits.grad.masked_select(inside[:, None]).abs().max() == 0
 
 
+def test_ignored_pixels_take_no_part_where_too_few_others_are_left(labels):
+    """One labelled row gives a sixteenth of the points: the others fall on ignored pixels, and must count for nothing."""
+    labels[:, 1:] = 255
+    mask_logits, class_logits = predictions(labels)
+    losses = run(labels, mask_logits.requires_grad_(), class_logits)
+    (losses["mask"] + losses["dice"]).backward()
+    assert mask_logits.grad[:, :, 0].abs().sum() > 0
+    assert mask_logits.grad[:, :, 2:].abs().max() == 0
+    changed = mask_logits.detach().clone()
+    changed[:, :, 2:] = torch.randn(2, QUERIES, SIZE - 2, SIZE)
+    for name, value in run(labels, changed, class_logits).items():
+        torch.testing.assert_close(value, losses[name].detach())
+
+
 def test_images_without_labels_take_no_part(labels):
     mask_logits, class_logits = predictions(labels, confidence=1.0)
     similarities = torch.randn(2, QUERIES, CLASSES + 1, 2)

@@ -67,6 +67,18 @@ class TestMvpSegPlus(ModelingContract):
         assert {"mask_scale", "clip.visual_projection.weight"} <= trainable
         assert not [name for name in trainable if "text" in name or "prompts" in name]
 
+    @pytest.mark.parametrize("keep_residual", [True, False])
+    @pytest.mark.parametrize("variant", sorted(KEEPS_RESIDUAL))
+    def test_everything_that_is_used_is_trained(self, clip_folder, processor, variant, keep_residual):
+        """What a gradient reaches when nothing is frozen, q_proj of `sclip` for one, is what the student trains."""
+        fields = {"attention_variant": variant, "keep_residual": keep_residual, **FIELDS}
+        model = MvpSegPlusForSemanticSegmentation.from_clip(clip_folder, **fields)
+        model.set_classes(CLASSES, processor)
+        trained = {name for name, parameter in model.train().named_parameters() if parameter.requires_grad}
+        model.clip.requires_grad_(True)
+        model(**self.training_inputs(processor)).loss.backward()
+        assert trained == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
     def test_a_few_steps_lower_the_loss_and_names_per_call_still_work(self, model, processor):
         inputs = self.training_inputs(processor)
         optimizer = torch.optim.AdamW([p for p in model.train().parameters() if p.requires_grad], lr=1e-3)

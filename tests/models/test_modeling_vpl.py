@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+from transformers import CLIPModel
 
 from hf_clipseg import VisionPrototypes, VplConfig, VplForSemanticSegmentation
 from hf_clipseg.models.vpl.vpl_losses import affinity_loss, balanced_cross_entropy, labels_on_grid, region_contrast
 
 from ..modeling_contract import CLASSES, ModelingContract
+from ..precision import assert_same, double_precision, in_double
 
 
 class TestVpl(ModelingContract):
@@ -36,6 +39,34 @@ class TestVpl(ModelingContract):
         assert states.shape == (2, 3, 6, 8, 32)  # 32 x 40 pixels become 48 x 60, then 48 x 64
         cached, direct = model(block_states=states, labels=inputs["labels"]), model(**inputs)
         assert torch.equal(cached.logits, direct.logits) and torch.equal(cached.loss, direct.loss)
+
+    @torch.no_grad()
+    def test_forward_by_hand(self, clip_folder, model, processor):
+        """Block by block from transformers' own CLIP, with attention written out; every block has a projection of its own."""
+        inputs, randomise = processor(images=self.images((32, 40))), torch.Generator().manual_seed(1)
+        for parameter in [*model.decoder.parameters(), *model.classifier.parameters()]:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=randomise)
+        with double_precision():
+            logits = model.double()(**in_double(inputs)).logits
+            clip, decoder = CLIPModel.from_pretrained(clip_folder).double(), model.decoder
+            pixel_values = F.interpolate(inputs["pixel_values"].double(), size=(48, 64), mode="bilinear")
+            states = clip.vision_model(pixel_values, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
+            parts = []
+            for block in range(3):
+                normed = decoder.fusion.norms[block](states[block + 1][0, 1:])
+                first, _, second = decoder.fusion.projections[block]
+                parts.append(second(first(normed).clamp(min=0)))
+            tokens = decoder.fusion.mix(torch.cat(parts, dim=-1))  # (48, 16)
+            for block in decoder.blocks:
+                rows = block.query_key_value(block.norm1(tokens)).view(48, 3, 2, 8)
+                heads = [
+                    (query @ key.T / 8**0.5).softmax(dim=-1) @ value
+                    for query, key, value in (rows[:, :, head].unbind(1) for head in range(2))
+                ]
+                tokens = tokens + block.output(torch.cat(heads, dim=-1))
+                tokens = tokens + block.mlp(block.norm2(tokens))
+            expected = model.classifier(decoder.norm(tokens)).T.view(1, 3, 6, 8)
+        assert_same(logits, expected)
 
     def test_loss_is_the_weighted_sum(self, model, processor):
         model.config.affinity_loss_weight, model.config.contrast_loss_weight = 0.3, 0.7

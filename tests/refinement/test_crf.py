@@ -5,7 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_clipseg.refinement.crf import PermutohedralLattice, dense_crf, elevate, pixel_positions, simplex_corners
+from hf_clipseg.refinement.crf import (
+    PermutohedralLattice,
+    SymmetricFilter,
+    dense_crf,
+    elevate,
+    pixel_positions,
+    simplex_corners,
+)
 from hf_clipseg.refinement.refinements import REFINEMENTS
 
 
@@ -43,16 +50,27 @@ def test_the_lattice_is_a_gaussian_filter():
     assert np.corrcoef(exact[:, 0], filtered[:, 0])[0, 1] > 0.98
 
 
+def test_the_kernel_is_normalised_symmetrically():
+    """D^-1/2 K D^-1/2, as the reference code does: rows of border pixels sum to less than 1 there, to 1 in D^-1 K."""
+    features = pixel_positions(6, 9).double() / 2
+    lattice = PermutohedralLattice(features)
+    kernel = lattice(torch.eye(len(features)))
+    row_sums = kernel.sum(1)
+    assert row_sums.max() / row_sums.min() > 1.5  # corners have fewer neighbours, so the two normalisations differ
+    expected = kernel / (row_sums[:, None] * row_sums[None]).sqrt()
+    torch.testing.assert_close(SymmetricFilter(features.float())(torch.eye(len(features))), expected)
+
+
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
 def test_corners_surround_their_point(dimensions):
-    features = 3 * torch.randn(200, dimensions)
+    features = 3 * torch.randn(200, dimensions, dtype=torch.float64)
     corners, weights = simplex_corners(features)
-    assert weights.min() >= -1e-5
-    torch.testing.assert_close(weights.sum(1), torch.ones(200))
+    assert weights.min() >= -1e-12
+    torch.testing.assert_close(weights.sum(1), torch.ones(200, dtype=torch.float64))
     assert all(len(set(map(tuple, simplex.tolist()))) == dimensions + 1 for simplex in corners)
     # The last coordinate is implied; the weighted mean of the corners is the elevated point itself.
-    mean = (corners.float() * weights[:, :, None]).sum(1)
-    torch.testing.assert_close(mean, elevate(features)[:, :dimensions], rtol=1e-4, atol=1e-4)
+    mean = (corners.double() * weights[:, :, None]).sum(1)
+    torch.testing.assert_close(mean, elevate(features)[:, :dimensions])
 
 
 def test_agrees_with_brute_force():
