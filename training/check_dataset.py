@@ -185,6 +185,8 @@ def class_finding(class_names: Sequence[str] | None, pixels, becomes) -> Finding
         return None
     share = sum(pixels[stored] for stored in wrong) / sum(pixels.values())
     text = f"labels that no class has: {wrong[:10]} ({share:.2%} of the pixels; {len(class_names)} classes are named)"
+    if wrong == [len(class_names)] and 0 not in pixels:
+        return Finding(f"{text}, and none has 0: they count from 1; --reduce_labels", options={"reduce_labels": ""})
     if len(wrong) == 1:
         text += f"; --ignore_label {wrong[0]} leaves them out"
         if labels[wrong[0]] == len(class_names) and 0 in pixels:
@@ -195,10 +197,11 @@ def class_finding(class_names: Sequence[str] | None, pixels, becomes) -> Finding
 
 
 def unused_finding(class_names: Sequence[str] | None, becomes) -> Finding | None:
-    unused = [name for index, name in enumerate(class_names or ()) if index not in becomes.values()]
-    void = [name for name in class_names or () if name.lower() in UNLABELLED_NAMES and name not in unused]
+    names = list(class_names or ())
+    unused = [name for index, name in enumerate(names) if index not in becomes.values()]
+    void = [name for name in names if name.lower() in UNLABELLED_NAMES and name not in unused]
     if void:
-        index = list(class_names).index(void[0])
+        index = names.index(void[0])
         stored = next(stored for stored, label in becomes.items() if label == index)
         return Finding(
             f"the class {void[0]!r} would be learnt like any other; --ignore_label {stored} leaves it out",
@@ -249,8 +252,9 @@ def training_command(options: dict, splits: Sequence[str], findings: Sequence[Fi
         flags |= {name: value for name, value in finding.options.items() if flags.get(name) is None}
     if not options["reduce_labels"] and flags.get("id_map") and flags.get("ignore_label") is not None:
         del flags["ignore_label"]  # the map says it
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None]
-    words += ["--reduce_labels"] * options["reduce_labels"]
+    words = [f"--{name} {shlex.quote(str(value))}".removesuffix(" ''") for name, value in flags.items() if value is not None]
+    if options["reduce_labels"]:
+        words.append("--reduce_labels")
     output = Path(options["dataset_name"]).resolve().name
     return " ".join(["python -m training.train_mta_clip", *words, f"--output_dir runs/{shlex.quote(output)}"])
 

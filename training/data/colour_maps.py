@@ -62,14 +62,14 @@ def line_colours(path: Path, text: str) -> list[tuple[str, str, Colour]]:
         if not line or line.startswith("#"):
             continue
         if match := NAME_FIRST.fullmatch(line):
-            label, *colour = match.groups()
+            label, red, green, blue = match.groups()
         elif match := NAME_LAST.fullmatch(line):
-            *colour, label = match.groups()
+            red, green, blue, label = match.groups()
         elif not entries and not re.search(r"\d", line):  # a table's header
             continue
         else:
             raise ValueError(f"{path}, line {number}: {line!r} is no class and colour; write: sky 128 128 128")
-        entries.append((f"line {number}", label.strip(" ,;:\"'"), tuple(map(int, colour))))
+        entries.append((f"line {number}", label.strip(" ,;:\"'"), (int(red), int(green), int(blue))))
     return entries
 
 
@@ -89,9 +89,9 @@ def json_colours(path: Path, text: str) -> list[tuple[str, str, Colour]]:
 
 def json_colour(path: Path, label: str, colour: Any) -> Colour:
     if isinstance(colour, str) and (match := HEXADECIMAL.fullmatch(colour)):
-        return tuple(int(part, 16) for part in match.groups())
+        return int(match[1], 16), int(match[2], 16), int(match[3], 16)
     if isinstance(colour, list) and len(colour) == 3 and all(isinstance(part, int) and part >= 0 for part in colour):
-        return tuple(colour)
+        return colour[0], colour[1], colour[2]
     raise ValueError(f"{path}: {colour!r} of {label!r} is no colour; write [128, 128, 128] or '#808080'")
 
 

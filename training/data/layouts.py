@@ -39,7 +39,7 @@ class Layout:
 
     splits: Mapping[str, Callable[[], datasets.Dataset]]
     class_names: list[list[str]] | None = None
-    id_map: Mapping | None = None
+    id_map: Mapping[Any, Any] | None = None
     reduce_labels: bool = False
     decode_mask: Callable[[Any], Any] | None = None
     name: str = field(default="", compare=False)

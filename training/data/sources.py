@@ -174,14 +174,14 @@ def load_source(
     image_column = find_column(image_columns(dataset), "image", image_column)
     mask_column = find_column(image_columns(dataset), "mask", mask_column)
     reduce_labels = reduce_labels or (layout.reduce_labels and id_map is None)
-    id_map = read_id_map(id_map) if id_map else None if reduce_labels else layout.id_map
+    ids = read_id_map(id_map) if id_map else None if reduce_labels else layout.id_map
     class_names = choose_class_names(dataset_name, dataset, classes_file, preset or layout, reduce_labels)
     colours, class_names = choose_colours(colour_map or (folder and colour_map_in_folder(folder)), class_names)
-    read_mask = MaskReader(len(class_names) if class_names else None, colours, reduce_labels, id_map, ignore_label)
+    read_mask = MaskReader(len(class_names) if class_names else None, colours, reduce_labels, ids, ignore_label)
     description = {
         "dataset": folder.resolve().name if folder else dataset_name, "fingerprint": dataset._fingerprint,
         "columns": [image_column, mask_column], "reduce_labels": reduce_labels, "ignore_label": ignore_label,
-        "id_map": sorted((str(stored), str(class_id)) for stored, class_id in (id_map or {}).items()),
+        "id_map": sorted((str(stored), str(class_id)) for stored, class_id in (ids or {}).items()),
         "colours": sorted(colours.items()) if isinstance(colours, Mapping) else colours,
     }  # fmt: skip
     source = SegmentationSource(

@@ -68,7 +68,7 @@ def read_labels_table(path: Path) -> list[tuple[str, list[str], str]]:
     binary = bool(rows and flags) and all((row[name] or "").strip() in ("0", "1") for row in rows for name in flags)
     if file is None or not (label or binary):
         raise ValueError(f"{path} needs the columns 'file' and 'labels' (or one of 0 and 1 per class), it has {columns}.")
-    read = partial(flagged, flags) if binary and not label else partial(listed, label)
+    read = partial(listed, label or "") if label else partial(flagged, flags)
     return [(row[file], read(row), (row.get("split") or "train").strip()) for row in rows]
 
 

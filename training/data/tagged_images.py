@@ -59,7 +59,7 @@ class ImageView(Sequence):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index):
         return self.source.read(range(len(self))[index])
 
 

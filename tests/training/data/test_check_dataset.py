@@ -110,6 +110,13 @@ def test_a_label_that_no_class_has_is_answered_by_the_ignore_label(tmp_path, cap
     assert status == 0 and value_of(command, "--ignore_label") == "3" and "3 ->  255" in printed
 
 
+def test_labels_that_count_from_1_are_answered_by_reducing_them(tmp_path, capsys):
+    folder = folder_of(tmp_path, [[[1, 3, 2], [3, 1, 255]]])
+    status, printed, command = check(capsys, folder)
+    assert status == 1 and "count from 1" in printed and "--reduce_labels" in command and "--ignore_label" not in command
+    assert check(capsys, folder, "--reduce_labels")[0] == 0
+
+
 def test_several_labels_without_a_class_are_answered_by_an_id_map(tmp_path, capsys):
     folder = folder_of(tmp_path, [[[0, 1, 2], [30, 1, 40]]])
     _, _, command = check(capsys, folder)
