@@ -10,11 +10,20 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from .precision import double_precision  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
     """Every test starts from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def in_double_precision():
+    """What a test makes and computes has 64 bits; see `tests/precision.py`."""
+    with double_precision():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from hf_clipseg.clip.contrastive import contrastive_loss, multi_label_loss, shar
 from hf_clipseg.clip.distributed import SyncedBatchNorm1d
 
 from ..forked import run_forked
+from ..precision import BOUND, assert_same
 from ..tiny_groupvit import tiny_groupvit_config
 
 
@@ -87,10 +88,11 @@ def make_batch() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.usefixtures("in_double_precision")
 def test_two_processes_compute_the_loss_and_the_gradients_of_one(tmp_path):
     """Batch norm, both losses and the gradients that come back through `gather`, averaged as DDP does.
 
-    In double precision, as the gradients of this random model are steep; losses and statistics stay in single precision.
+    In double precision throughout, as the gradients of this random model are steep.
     """
     model = make_model()
     loss = model(**make_batch()).loss
@@ -104,12 +106,12 @@ def test_two_processes_compute_the_loss_and_the_gradients_of_one(tmp_path):
         half = make_model()
         outputs = half(**{name: value.chunk(2)[rank] for name, value in make_batch().items()})
         outputs.loss.backward()
-        torch.testing.assert_close(outputs.loss, loss.detach(), rtol=1e-5, atol=1e-5)
+        assert_same(outputs.loss.detach(), loss.detach())
         for name, parameter in half.named_parameters():
             dist.all_reduce(parameter.grad)
-            torch.testing.assert_close(parameter.grad / 2, expected[name], rtol=1e-3, atol=1e-4 * largest, msg=name)
+            assert_same(parameter.grad / 2, expected[name], name, scale=largest)
         for name, buffer in half.named_buffers():
-            torch.testing.assert_close(buffer, buffers[name], rtol=1e-4, atol=1e-5, msg=name)
+            torch.testing.assert_close(buffer, buffers[name], rtol=BOUND, atol=BOUND)
 
     assert run_forked(process, count=2) == [0, 0]
 

@@ -10,6 +10,8 @@ from hf_clipseg.clip.clip_backbone import ClipBackbone
 from hf_clipseg.clip.prompt_learner import PromptLearner, end_of_text
 from training.engine.memory import enable_checkpointing
 
+from ..precision import assert_same
+
 BOS, EOS, VOCABULARY, LIMIT = 62, 63, 64, 20
 TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 VISION = {
@@ -48,6 +50,7 @@ NAMES = [[7], [8, 9, 10], [11, 12]]
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(("eos_token_id", "padding"), [(EOS, EOS), (EOS, 0), (2, EOS), (2, 0)])
+@pytest.mark.usefixtures("in_double_precision")
 def test_contexts_of_real_words_give_clips_own_text_features(eos_token_id, padding, attention):
     reference, backbone = clip_pair(eos_token_id, attention)
     contexts = torch.tensor([[20, 21, 22, 23], [30, 31, 32, 33]])
@@ -57,22 +60,22 @@ def test_contexts_of_real_words_give_clips_own_text_features(eos_token_id, paddi
     assert result.shape == (2, 3, 24)
     for context, embeds in zip(contexts.tolist(), result, strict=True):
         expected = text_features(reference, sentences([context + name for name in NAMES], padding))
-        torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(embeds, expected, atol=1e-6, rtol=1e-6)  # eager softmax is single precision
     assert (result[0] - result[1]).abs().max() > 0.01  # the context is really read
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_any_names_and_any_contexts(data):
-    reference, backbone = clip_pair()
+    reference, backbone = (module.double() for module in clip_pair())
     word = st.integers(0, 61)
     tokens = data.draw(st.integers(1, 6))
     contexts = data.draw(st.lists(st.lists(word, min_size=tokens, max_size=tokens), min_size=1, max_size=3))
     names = data.draw(st.lists(st.lists(word, min_size=1, max_size=5), min_size=1, max_size=4))
-    learner = PromptLearner(len(contexts), tokens, 32)
+    learner = PromptLearner(len(contexts), tokens, 32).double()
     learner.start_from_words(backbone, torch.tensor(contexts))
     expected = torch.stack([text_features(reference, sentences([c + name for name in names])) for c in contexts])
-    torch.testing.assert_close(learner(backbone, sentences(names)), expected, atol=1e-5, rtol=1e-4)
+    assert_same(learner(backbone, sentences(names)), expected)
 
 
 def test_fewer_words_than_tokens_stand_next_to_the_name():
@@ -110,14 +113,13 @@ def test_padding_beyond_the_longest_name_changes_nothing_and_costs_nothing():
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
 def test_many_names_in_groups_equal_one_by_one(count):
-    _, backbone = clip_pair()
-    learner = PromptLearner(2, 4, 32)
+    backbone, learner = clip_pair()[1].double(), PromptLearner(2, 4, 32).double()
     torch.nn.init.normal_(learner.contexts)
     names = sentences([[5 + index % 50, 5 + index // 50] for index in range(count)])
     together = learner(backbone, names)
     assert together.shape == (2, count, 24)
     for index in {0, count // 2, count - 1}:
-        torch.testing.assert_close(together[:, index], learner(backbone, names[index : index + 1])[:, 0], atol=1e-5, rtol=1e-5)
+        assert_same(together[:, index], learner(backbone, names[index : index + 1])[:, 0])
 
 
 def test_gradients_reach_the_contexts_only_and_match_finite_differences():

@@ -8,6 +8,8 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerMask
 from hf_clipseg.clip.feature_pyramid import FeaturePyramid
 from hf_clipseg.models.mta_clip.mask_text_decoder import MaskTextDecoder, attention_mask
 
+from ..precision import assert_same
+
 DIM, TOKENS, LAYERS = 32, 11, 4
 
 
@@ -59,6 +61,7 @@ def run_transformers(theirs, ours, tokens, positions, feature_maps, pixel_embeds
     )
 
 
+@pytest.mark.usefixtures("in_double_precision")
 @pytest.mark.parametrize("fused", [True, False])
 @torch.no_grad()
 def test_parity_with_transformers(decoders, inputs, fused):
@@ -67,13 +70,12 @@ def test_parity_with_transformers(decoders, inputs, fused):
     states = ours(*inputs, fused=fused)
     assert len(states) == LAYERS and len(expected.intermediate_hidden_states) == LAYERS + 1
     for layer, state in enumerate(states, start=1):
-        torch.testing.assert_close(
-            state.tokens, expected.intermediate_hidden_states[layer].transpose(0, 1), rtol=1e-4, atol=1e-4
-        )
+        assert_same(state.tokens, expected.intermediate_hidden_states[layer].transpose(0, 1))
         masks = torch.einsum("bqc,bchw->bqhw", state.mask_embeds, inputs[-1])
-        torch.testing.assert_close(masks, expected.masks_queries_logits[layer], rtol=1e-4, atol=1e-3)
+        assert_same(masks, expected.masks_queries_logits[layer])
 
 
+@pytest.mark.usefixtures("in_double_precision")
 def test_gradients_agree_with_transformers(decoders, inputs):
     theirs, ours = decoders
     run_transformers(theirs, ours, *inputs).intermediate_hidden_states[-1].square().sum().backward()
@@ -81,7 +83,7 @@ def test_gradients_agree_with_transformers(decoders, inputs):
     expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     for name, parameter in ours.named_parameters():
         if name in expected:
-            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-3, msg=name)
+            assert_same(parameter.grad, expected[name], name, scale=max(1.0, expected[name].abs().max().item()))
 
 
 def test_attention_mask():

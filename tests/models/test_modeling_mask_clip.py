@@ -9,17 +9,19 @@ from hf_clipseg.clip.clip_backbone import KEEPS_RESIDUAL
 from hf_clipseg.clip.text_bank import TextCache
 
 from ..modeling_contract import ModelingContract
+from ..precision import assert_same, in_double
 
 
 class TestMaskClip(ModelingContract):
     model_class = MaskClipForSemanticSegmentation
 
+    @pytest.mark.usefixtures("in_double_precision")
     @torch.no_grad()
     def test_logits_are_scaled_cosines_of_value_features(self, clip_folder, processor):
         """Recomputed from transformers' modules alone."""
-        model = MaskClipForSemanticSegmentation.from_clip(clip_folder, keep_residual=False)
-        inputs = processor(images=self.images((32, 32)), class_names=["sky", "grass"], templates="photo")
-        clip = CLIPModel.from_pretrained(clip_folder)
+        model = MaskClipForSemanticSegmentation.from_clip(clip_folder, keep_residual=False).double()
+        inputs = in_double(processor(images=self.images((32, 32)), class_names=["sky", "grass"], templates="photo"))
+        clip = CLIPModel.from_pretrained(clip_folder).double()
         last = clip.vision_model.encoder.layers[-1]
         states = clip.vision_model(inputs["pixel_values"], output_hidden_states=True, interpolate_pos_encoding=True)
         values = last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(states.hidden_states[-2])))
@@ -27,7 +29,7 @@ class TestMaskClip(ModelingContract):
         text = clip.get_text_features(inputs["input_ids"]).pooler_output
         features, text = (tensor / tensor.norm(dim=-1, keepdim=True) for tensor in (features, text))
         expected = (clip.logit_scale.exp() * features @ text.T).transpose(1, 2)
-        torch.testing.assert_close(model(**inputs).logits.flatten(2), expected, rtol=1e-4, atol=1e-4)
+        assert_same(model(**inputs).logits.flatten(2), expected)
 
     @torch.no_grad()
     def test_variants_differ(self, clip_folder, processor):

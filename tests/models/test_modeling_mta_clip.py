@@ -11,6 +11,7 @@ from hf_clipseg.clip.text_bank import average_templates
 from hf_clipseg.models.mta_clip.modeling_mta_clip import semantic_logits
 
 from ..modeling_contract import CLASSES, ModelingContract
+from ..precision import assert_same, in_double
 from ..tiny import tiny_clip_config
 
 TINY = {
@@ -86,15 +87,16 @@ class TestMtaClip(ModelingContract):
             boat = average_templates(expected[prompt, 1:3], torch.tensor([0, 0]))[0]
             torch.testing.assert_close(texts[prompt, 1], boat)
 
+    @pytest.mark.usefixtures("in_double_precision")
     @torch.no_grad()
     def test_logits_and_similarities_from_the_queries(self, model, processor):
-        randomise(model)
-        inputs = processor(images=self.images((32, 40), (32, 40)))
+        randomise(model.double())
+        inputs = in_double(processor(images=self.images((32, 40), (32, 40))))
         outputs = model(**inputs, output_queries=True)
         classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
         assert classes.shape == (2, 5, 4) and masks.shape[:2] == (2, 5) and outputs.similarities.shape == (2, 5, 4, 2)
         scores = (classes.softmax(-1)[..., :3, None, None] * masks.sigmoid()[:, :, None]).sum(1)
-        torch.testing.assert_close(outputs.logits.exp(), scores, rtol=1e-4, atol=1e-5)
+        assert_same(outputs.logits.exp(), scores)
 
         decoded, _ = model.decode_pixels(inputs["pixel_values"])
         state = model.decode_sequence(model.class_texts(), decoded.multi_scale_features, decoded.mask_features)[-1].tokens
@@ -104,7 +106,7 @@ class TestMtaClip(ModelingContract):
         for prompt in range(2):
             text = model.class_texts()[prompt] + model.refinement_scale * refined[:, 4 * prompt : 4 * prompt + 4]
             expected = torch.cosine_similarity(model.mask_to_text(state[:, :5])[:, :, None], text[:, None], dim=-1)
-            torch.testing.assert_close(outputs.similarities[..., prompt], expected, rtol=1e-4, atol=1e-5)
+            assert_same(outputs.similarities[..., prompt], expected)
 
     @torch.no_grad()
     def test_texts_reach_the_masks(self, model, processor):

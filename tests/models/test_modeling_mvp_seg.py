@@ -12,6 +12,7 @@ from hf_clipseg.clip.multi_view import FUSIONS
 from hf_clipseg.models.mvp_seg.modeling_mvp_seg import classes_in_masks, presence_loss
 
 from ..modeling_contract import CLASSES, ModelingContract
+from ..precision import assert_same, in_double
 
 
 class TestMvpSeg(ModelingContract):
@@ -32,13 +33,15 @@ class TestMvpSeg(ModelingContract):
         return model
 
     @pytest.mark.parametrize("fusion", FUSIONS)
+    @pytest.mark.usefixtures("in_double_precision")
     @torch.no_grad()
     def test_logits_from_the_definitions(self, clip_folder, processor, fusion):
         """Views, fusion and Global Prompt Refining written out with loops, from the features of MaskCLIP."""
-        model = self.build(clip_folder, fusion=fusion)
+        model = self.build(clip_folder, fusion=fusion).double()
         model.presence_threshold.fill_(0.1)
-        inputs = processor(images=self.images((32, 40)), class_names=["sky", "grass"], templates="name")
-        features = MaskClipForSemanticSegmentation.from_clip(clip_folder).dense_features(inputs["pixel_values"])[0]
+        inputs = in_double(processor(images=self.images((32, 40)), class_names=["sky", "grass"], templates="name"))
+        mask_clip = MaskClipForSemanticSegmentation.from_clip(clip_folder).double()
+        features = mask_clip.dense_features(inputs["pixel_values"])[0]
         views = model.prompts(model.clip, inputs["input_ids"])
         outputs = model(**inputs)
         scale = model.clip.logit_scale.exp()
@@ -53,21 +56,21 @@ class TestMvpSeg(ModelingContract):
             whole = features @ views[0, name]
             pooled = (whole * torch.softmax(50 * whole.flatten(), 0).view_as(whole)).sum()
             g = torch.sigmoid((pooled - 0.1) / (1 / 20))
-            torch.testing.assert_close(outputs.presence_logits[0, name].sigmoid(), g)
-            torch.testing.assert_close(outputs.logits[0, name], fused + g.log(), rtol=1e-4, atol=1e-4)
+            assert_same(outputs.presence_logits[0, name].sigmoid(), g)
+            assert_same(outputs.logits[0, name], fused + g.log(), scale=scale.item())
 
+    @pytest.mark.usefixtures("in_double_precision")
     @torch.no_grad()
     def test_contexts_of_real_words_give_maskclip(self, clip_folder, processor):
         """With every view set to "a photo of a" and no refinement, MVP-SEG is MaskCLIP."""
-        model = self.build(clip_folder, global_refinement="none")
+        model = self.build(clip_folder, global_refinement="none").double()
         words = processor.tokenizer("a photo of a", add_special_tokens=False, return_tensors="pt")["input_ids"]
         model.prompts.start_from_words(model.clip, words.expand(3, -1))
         image = self.images((32, 40))
-        expected = MaskClipForSemanticSegmentation.from_clip(clip_folder)(
-            **processor(images=image, class_names=CLASSES, templates="photo")
-        ).logits
-        inputs = processor(images=image, class_names=CLASSES, templates="name")
-        torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+        mask_clip = MaskClipForSemanticSegmentation.from_clip(clip_folder).double()
+        expected = mask_clip(**in_double(processor(images=image, class_names=CLASSES, templates="photo"))).logits
+        inputs = in_double(processor(images=image, class_names=CLASSES, templates="name"))
+        assert_same(model(**inputs).logits, expected)
 
     def test_only_prompts_temperatures_and_threshold_are_trained(self, model, processor, tmp_path):
         expected = {"prompts.contexts", "mask_scale", "presence_scale", "presence_threshold"}

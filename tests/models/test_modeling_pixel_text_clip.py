@@ -6,6 +6,7 @@ import torch
 from hf_clipseg import PixelTextClipConfig, PixelTextClipForSemanticSegmentation
 
 from ..modeling_contract import ModelingContract
+from ..precision import assert_same, in_double
 from ..tiny import tiny_clip_config
 
 
@@ -20,14 +21,15 @@ class TestPixelTextClip(ModelingContract):
     def computed_before(self, model, pixel_values):
         return {"block_maps": model.encode_blocks(pixel_values)[0]}
 
+    @pytest.mark.usefixtures("in_double_precision")
     @torch.no_grad()
     def test_logits_are_the_best_prompts_cosine(self, model, processor):
-        inputs = processor(images=self.images((32, 40)))
+        inputs, model = in_double(processor(images=self.images((32, 40)))), model.double()
         decoded, _ = model.decode_pixels(inputs["pixel_values"])
         pixels = model.pixel_to_text(decoded.mask_features.permute(0, 2, 3, 1))
         cosines = torch.stack([torch.cosine_similarity(pixels[..., None, :], texts, dim=-1) for texts in model.class_texts()])
         expected = cosines.max(dim=0).values.permute(0, 3, 1, 2) / 0.07
-        torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+        assert_same(model(**inputs).logits, expected)
 
     def test_reused_parts_start_as_in_mask2former(self, model):
         for source in (model, self.model_class(model.config)):
