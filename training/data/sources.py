@@ -184,6 +184,7 @@ def load_source(
         "id_map": sorted((str(stored), str(class_id)) for stored, class_id in (ids or {}).items()),
         "colours": sorted(colours.items()) if isinstance(colours, Mapping) else colours,
     }  # fmt: skip
+    description = json.loads(json.dumps(description))  # lists, as a file that it is compared with has them
     source = SegmentationSource(
         dataset, image_column, mask_column, read_mask, class_names, description, folder, layout.decode_mask
     )

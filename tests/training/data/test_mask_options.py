@@ -84,6 +84,7 @@ def test_masks_stored_as_colours(tmp_path):
         load_source(str(folder), "train", classes_file="sky, sea")[0]
     (tmp_path / "my.txt").write_text("sky 70 130 180\nsea 0 0 142\nvoid 0 0 0\n")
     source = load_source(str(folder), "train", colour_map=str(tmp_path / "my.txt"))
+    assert json.loads(json.dumps(source.description)) == source.description
     assert source.class_names == ["sky", "sea"]
     np.testing.assert_array_equal(source[0]["mask"], EXPECTED)
     (tmp_path / "my.txt").rename(tmp_path / "colour_map.txt")  # found by its name
