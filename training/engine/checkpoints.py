@@ -130,7 +130,8 @@ class Checkpoints:
     ):
         self.accelerator, self.settings, self.folder = accelerator, settings, Path(settings.output_dir)
         self.model, self.scheduler, self.ema, self.identity, self.processor = model, scheduler, ema, identity, processor
-        self.run, self.best = uuid.uuid4().hex, None
+        self.run = uuid.uuid4().hex
+        self.best: dict[str, Any] | None = None
 
     def is_best(self, step: int, values: dict[str, float] | None) -> bool:
         """Notes a validation; whether it is better than all before it, so that its weights are to be saved."""
@@ -185,8 +186,8 @@ class Checkpoints:
 
     def announce_best(self) -> None:
         if self.best is not None:
-            path = self.folder / self.best["checkpoint"]
-            logger.info("best %s: %.4f, %s (python -m training.export)", self.best["metric"], self.best["value"], path)
+            command = f"python -m training.export {self.folder / self.best['checkpoint']} --output FOLDER"
+            logger.info("best %s: %.4f; as a model: %s", self.best["metric"], self.best["value"], command)
 
     def record_best(self) -> None:
         """`best.json` beside the checkpoints names the best one."""
