@@ -1,6 +1,6 @@
 """Turns a CLIP into a MaskCLIP checkpoint with classes of your own baked in. Nothing is trained.
 
-    python -m training.bake_classes model_cards/clip-toyscapes --output_dir model_cards/mask-clip-toyscapes
+    python -m training.bake_classes model_cards/clip-toyscapes --dataset_name toyscapes --output_dir runs/mask-clip-toyscapes
     python -m training.bake_classes openai/clip-vit-base-patch16 --classes "sky, boat|ship" --output_dir harbour
 
 The result loads with `from_pretrained` and with `pipeline("image-segmentation")`; other classes may still be named per call
@@ -8,81 +8,84 @@ unless the text encoder was dropped.
 """
 
 import argparse
-import os
-import shutil
-import sys
-import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
+from transformers.hf_argparser import HfArg
+
+from hf_clipseg import MaskClipConfig, MaskClipForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.atomic import replace_folder
 from hf_clipseg.clip.class_files import class_names_of_argument
-from hf_clipseg.clip.clip_backbone import KEEPS_RESIDUAL
-from hf_clipseg.clip.text_bank import TEMPLATES
-from hf_clipseg.toyscapes import CLASS_NAMES
+from hf_clipseg.hub_export import save_with_code
+
+from .data.sources import load_source
+from .settings.arguments import ClassArguments, CommandParser, config_arguments, config_values, run_command
+
+ModelArguments = config_arguments(MaskClipConfig, ("attention_variant", "keep_residual"), "model; see MaskClipConfig")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.bake_classes", description=__doc__.split("\n")[0])
+@dataclass
+class BakeArguments:
+    """What goes into the checkpoint, and where it goes."""
+
+    output_dir: str = HfArg(help="folder of the checkpoint")
+    dataset_name: str | None = HfArg(default=None, help="in place of --classes: those of this data set, such as toyscapes")
+    templates: str = HfArg(default="ensemble", help="a preset, or one template with '{}'")
+    image_size: int | None = HfArg(default=None, help="short side of the model's input; default: 1.5 times CLIP's")
+    drop_text_encoder: bool = HfArg(default=False, help="keep the baked classes only")
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser((BakeArguments, ClassArguments, ModelArguments), __doc__)
     parser.add_argument("clip", help="folder or Hub id of a CLIP checkpoint")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument(
-        "--classes", help="parted by commas, synonyms by '|'; or a file with one class per line (default: those of Toyscapes)"
-    )
-    parser.add_argument(
-        "--templates", default="ensemble", help=f"one template with '{{}}', or of {sorted(TEMPLATES)} (%(default)s)"
-    )
-    parser.add_argument("--attention_variant", choices=sorted(KEEPS_RESIDUAL), default="value", help="(%(default)s)")
-    parser.add_argument(
-        "--keep_residual", choices=("yes", "no"), help="residual and MLP of the last block (default: the paper's)"
-    )
-    parser.add_argument("--image_size", type=int, help="short side of the model's input (default: 1.5 times CLIP's)")
-    parser.add_argument("--drop_text_encoder", action="store_true", help="keep the baked classes only")
     return parser
 
 
-def choose_classes(argument: str | None) -> list:
-    return list(CLASS_NAMES) if argument is None else class_names_of_argument(argument)
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if (args.classes is None) == (args.dataset_name is None):
+        parser.error("name the classes: --classes NAMES_OR_FILE, or --dataset_name to take those of a data set")
+    return args
 
 
-def bake(arguments: argparse.Namespace) -> tuple[MaskClipForSemanticSegmentation, SegmentationProcessor]:
-    keep_residual = None if arguments.keep_residual is None else arguments.keep_residual == "yes"
-    model = MaskClipForSemanticSegmentation.from_clip(
-        arguments.clip, attention_variant=arguments.attention_variant, keep_residual=keep_residual
-    )
-    side = arguments.image_size
+def choose_classes(args: argparse.Namespace) -> list:
+    if args.classes is not None:
+        return class_names_of_argument(args.classes)
+    source = load_source(args.dataset_name, "train", limit=1)
+    if source.class_synonyms is None:
+        raise ValueError(f"{args.dataset_name} names no classes; pass --classes")
+    return list(source.class_synonyms)
+
+
+def bake(args: argparse.Namespace) -> tuple[MaskClipForSemanticSegmentation, SegmentationProcessor]:
+    classes = choose_classes(args)
+    model = MaskClipForSemanticSegmentation.from_clip(args.clip, **config_values(args, ModelArguments))
+    side = args.image_size
     size = None if side is None else {"shortest_edge": side, "longest_edge": 4 * side}
-    processor = SegmentationProcessor.from_clip(arguments.clip, templates=arguments.templates, size=size)
-    classes = choose_classes(arguments.classes)
+    processor = SegmentationProcessor.from_clip(args.clip, templates=args.templates, size=size)
     if unknown := processor.unknown_words(classes):
         print(f"warning: the tokenizer does not know {', '.join(unknown)}; classes named by these words mean nothing to it")
     model.set_classes(classes, processor)
-    if arguments.drop_text_encoder:
+    if args.drop_text_encoder:
         model.drop_text_encoder()
     return model, processor
 
 
-def save(model, processor, output_dir: str | os.PathLike) -> None:
-    """Write into a new folder beside `output_dir`, then move the files over: a kill leaves no half-written weights."""
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as partial:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        for file in Path(partial).iterdir():
-            shutil.move(file, output_dir / file.name)
+def run(args: argparse.Namespace) -> None:
+    folder = Path(args.output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already: remove it, or choose another --output_dir")
+    model, processor = bake(args)
+    with replace_folder(folder) as partial:
+        save_with_code(model, processor, partial)
+    labels = model.config.id2label.values()
+    print(f"{len(labels)} classes baked into {args.output_dir}: {', '.join(labels)}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    arguments = build_parser().parse_args(argv)
-    try:
-        model, processor = bake(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    save(model, processor, arguments.output_dir)
-    print(
-        f"{len(model.config.id2label)} classes baked into {arguments.output_dir}: {', '.join(model.config.id2label.values())}"
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_command(run, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

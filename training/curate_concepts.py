@@ -12,14 +12,15 @@ Killed and started again with the same arguments it goes on where it was, and en
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
+from transformers.hf_argparser import HfArg
 
 from .curation.concept_search import EXACT, build_index, save_index
 from .curation.curation_stages import (
@@ -35,39 +36,59 @@ from .curation.curation_stages import (
 from .curation.curation_store import CurationStore, claim_folder
 from .curation.tokenization import NounVocabulary
 from .curation.vocabulary import mine_concepts
-from .data.caption_sources import add_source_arguments, source_options
+from .data.openers import caption_options
 from .engine.provenance import write_json
+from .settings.arguments import (
+    CaptionArguments,
+    CaptionImageArguments,
+    CommandParser,
+    DataArguments,
+    DataSeedArguments,
+    config_arguments,
+    config_values,
+    run_command,
+)
+from .settings.dataset_defaults import CLIP, warn_of_drawn_clip
 
 logger = logging.getLogger(__name__)
 
 
+CurationArguments = config_arguments(
+    CurationSettings,
+    ("output_dir", "num_neighbours", "index", "num_probes", "over_fetch", "train_size", "shard_size", "seed", "batch_size",
+     "num_workers"),
+    "curation; see CurationSettings",
+)  # fmt: skip
+
+
+@dataclass
+class VocabularyArguments:
+    """Concepts, and who computes."""
+
+    _argument_group_name = "concepts and work"
+
+    model_name_or_path: str = HfArg(default=CLIP, help="any CLIP checkpoint")
+    vocabulary: str | None = HfArg(
+        default=None, help="one concept per line, synonyms parted by commas; default: mined from the captions"
+    )
+    min_count: int = HfArg(default=20, help="captions a mined concept must head")
+    max_concepts: int = HfArg(default=2000, help="size of a mined vocabulary")
+    engine: str = HfArg(default="local", metadata={"choices": ("local", "ray")}, help="loop or Ray Data")
+    ray_workers: int = HfArg(default=2, help="actors per stage")
+
+
+GROUPS = (
+    VocabularyArguments, CurationArguments, DataArguments, CaptionArguments, CaptionImageArguments,
+    DataSeedArguments,
+)  # fmt: skip
+
+
+def build_parser() -> CommandParser:
+    return CommandParser(GROUPS, __doc__)
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", required=True, help="sidecars go to <output_dir>/concepts, a summary to summary.json")
-    parser.add_argument("--model_name_or_path", default="model_cards/clip-toyscapes", help="any CLIP checkpoint (%(default)s)")
-    add_source_arguments(parser)
-    concepts = parser.add_argument_group("concepts")
-    concepts.add_argument(
-        "--vocabulary", help="one concept per line, synonyms parted by commas; default: mined from the captions"
-    )
-    concepts.add_argument("--min_count", type=int, default=20, help="captions a mined concept must head (%(default)s)")
-    concepts.add_argument("--max_concepts", type=int, default=2000, help="size of a mined vocabulary (%(default)s)")
-    concepts.add_argument("--num_neighbours", type=int, default=8, help="images whose concepts are added (%(default)s)")
-    concepts.add_argument("--seed", type=int, default=0, help="of k-means and of the images an index learns from")
-    search = parser.add_argument_group("search")
-    search.add_argument(
-        "--index", default=EXACT, help="'flat' (exact) or what FAISS shall build, e.g. IVF1024,SQfp16 (%(default)s)"
-    )
-    search.add_argument("--num_probes", type=int, default=32, help="IVF cells searched per image (%(default)s)")
-    search.add_argument("--over_fetch", type=int, default=4, help="IVF candidates scored exactly, per neighbour (%(default)s)")
-    search.add_argument("--train_size", type=int, default=500_000, help="images that IVF cells are learnt from (%(default)s)")
-    work = parser.add_argument_group("work")
-    work.add_argument("--engine", choices=("local", "ray"), default="local")
-    work.add_argument("--ray_workers", type=int, default=2, help="actors per stage (%(default)s)")
-    work.add_argument("--shard_size", type=int, default=10_000, help="images per file (%(default)s)")
-    work.add_argument("--batch_size", type=int, default=64, help="images per forward pass (%(default)s)")
-    work.add_argument("--num_workers", type=int, default=0, help="processes that decode images, per process (%(default)s)")
-    return parser.parse_args(arguments)
+    return build_parser().parse_for_dataset(arguments, "curate_concepts")
 
 
 def manifest(settings: CurationSettings, source, args: argparse.Namespace) -> dict:
@@ -141,28 +162,33 @@ def curate(settings: CurationSettings, args: argparse.Namespace, accelerator: Ac
     return json.loads((store.folder / "summary.json").read_text(encoding="utf-8"))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
+def run(args: argparse.Namespace) -> None:
     # A process may wait for hours for the slowest shard.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
-    fields = {name: value for name, value in vars(args).items() if name in CurationSettings.__dataclass_fields__}
+    warn_of_drawn_clip(args)
     settings = CurationSettings(
-        split=args.train_split, source_options=source_options(args), device=str(accelerator.device), **fields
+        dataset_name=args.dataset_name,
+        split=args.split,
+        source_options=caption_options(args, args.image_size, args.data_seed, args.limit),
+        model_name_or_path=args.model_name_or_path,
+        device=str(accelerator.device),
+        **config_values(args, CurationArguments),
     )
-    try:
-        engine = run_locally(accelerator)
-        if args.engine == "ray":
-            from .curation.concept_ray import run_on_ray
+    engine = run_locally(accelerator)
+    if args.engine == "ray":
+        from .curation.concept_ray import run_on_ray
 
-            engine = run_on_ray(args.ray_workers, settings.device)
-        summary = curate(settings, args, accelerator, engine)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        engine = run_on_ray(args.ray_workers, settings.device)
+    summary = curate(settings, args, accelerator, engine)
     if accelerator.is_main_process:
         for entry in summary.pop("skipped")[:20]:
             logger.warning("skipped row %d, %s: %s", entry["row"], entry["key"], entry["error"])
         logger.info(json.dumps(summary, indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_command(run, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

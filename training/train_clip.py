@@ -21,25 +21,39 @@ import argparse
 import json
 import logging
 import os
-import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
+from accelerate import Accelerator
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+from transformers.hf_argparser import HfArg
 
-from hf_clipseg.toyscapes import CAPTION_NOUNS
+from hf_clipseg.clip.clip_checkpoint import load_whole
 
 from .curation.tokenization import NOUN_TEMPLATES, NounVocabulary, build_word_tokenizer, mine_nouns
 from .data.augmentation import colour_jitter, normalise, resize
 from .data.caption_cache import CachedCaptions
+from .data.openers import caption_options
 from .data.sources import load_captions
-from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .engine.loop import SampleKey, make_accelerator, train
 from .engine.optim import make_schedule, parameter_groups
+from .engine.publish import check_hub_access, publish
+from .engine.run_card import run_card
 from .pretraining.contrastive import ClipForPretraining, NounLoss
+from .settings.arguments import (
+    CaptionArguments,
+    CommandParser,
+    DataArguments,
+    ValidationArguments,
+    config_values,
+    run_command,
+)
+from .settings.dataset_defaults import nouns_for
+from .settings.training_settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -56,62 +70,58 @@ SMALL = {
 }  # fmt: skip
 
 
+@dataclass
+class ClipArguments:
+    """What is trained, and from where."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = HfArg(default=None, help="continue from this CLIP checkpoint instead of starting anew")
+    clip_config: str = HfArg(default="small", help="'small', or a CLIPConfig JSON file")
+    tokenizer_name: str | None = HfArg(
+        default=None, help="default: that of the checkpoint, or a word tokenizer built from the captions"
+    )
+    max_text_length: int = HfArg(default=32, help="tokens per caption of a tokenizer built here")
+    nouns_file: str | None = HfArg(
+        default=None, help="one concept per line, synonyms parted by commas; default: mined from the captions"
+    )
+    image_sizes: list[int] = HfArg(default_factory=lambda: [64, 64, 128], help="drawn from for each step")
+    learning_rate: float = HfArg(default=1e-3, help="at its peak")
+    weight_decay: float = HfArg(default=0.1, help="of matrices")
+    warmup_steps: int = HfArg(default=150, help="the learning rate rises linearly")
+    cache_dir: str | None = HfArg(default=None, help="folder of the image cache; default: <output_dir>/cache")
+
+
+@dataclass
+class NounLossArguments:
+    """The terms of `NounLoss`; with all three weights 0 it is CLIP alone."""
+
+    _argument_group_name = "losses"
+
+    present_weight: float = HfArg(default=10.0, help="weight of the multi-label noun term; all 0: CLIP alone")
+    explained_weight: float = HfArg(default=1.0, help="weight of the competition between nouns at a patch")
+    assigned_weight: float = HfArg(default=0.0, help="weight of balanced self-labels; needs a model that localises already")
+    negative_weight: float = HfArg(default=1.0, help="weight of a noun that the caption does not mention")
+    unmentioned: float = HfArg(default=0.1, help="share of patches that may show what a caption leaves out")
+
+
+GROUPS = (
+    ClipArguments, NounLossArguments, DataArguments, CaptionArguments, ValidationArguments,
+    TrainingSettings,
+)  # fmt: skip
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser(GROUPS, __doc__)
+    parser.set_defaults(
+        max_train_steps=2800, train_batch_size=64, checkpointing_steps=350, logging_steps=50, validation_steps=350,
+        validation_limit=256,
+    )  # fmt: skip
+    return parser
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", default="toyscapes", help="'toyscapes', a Hub id, or a folder")
-    data.add_argument("--dataset_config", help="configuration of a Hub data set")
-    data.add_argument("--train_split", default="train")
-    data.add_argument("--validation_split", default="validation", help="held-out captions for retrieval; 'none' to do without")
-    data.add_argument("--image_column")
-    data.add_argument("--caption_column")
-    data.add_argument("--max_train_samples", type=int, default=40_000, help="images used; of a streamed set, the first so many")
-    data.add_argument("--streaming", action="store_true", help="read a Hub data set without downloading all of it")
-    data.add_argument("--omission_rate", type=float, default=0.1, help="Toyscapes: share of concepts a caption leaves out")
-    data.add_argument(
-        "--closeup_rate", type=float, default=0.5, help="Toyscapes: share of images in which one concept fills the frame"
-    )
-    data.add_argument("--cache_dir", help="folder of the image cache; default: <output_dir>/cache")
-    model = parser.add_argument_group("model")
-    model.add_argument("--model_name_or_path", help="continue from this CLIP checkpoint instead of starting anew")
-    model.add_argument("--clip_config", default="small", help="'small', or a CLIPConfig JSON file")
-    model.add_argument("--tokenizer_name", help="default: that of the checkpoint, or a word tokenizer built from the captions")
-    model.add_argument("--max_text_length", type=int, default=32, help="tokens per caption of a tokenizer built here")
-    losses = parser.add_argument_group("losses")
-    losses.add_argument(
-        "--nouns_file", help="one concept per line, synonyms parted by commas; default: mined from the captions"
-    )
-    losses.add_argument(
-        "--present_weight", type=float, default=10.0, help="weight of the multi-label noun term; all 0: CLIP alone"
-    )
-    losses.add_argument(
-        "--explained_weight", type=float, default=1.0, help="weight of the competition between nouns at a patch"
-    )
-    losses.add_argument(
-        "--assigned_weight",
-        type=float,
-        default=0.0,
-        help="weight of balanced self-labels; needs a model that localises already",
-    )
-    losses.add_argument("--negative_weight", type=float, default=1.0, help="weight of a noun that the caption does not mention")
-    losses.add_argument(
-        "--unmentioned", type=float, default=0.1, help="share of patches that may show what a caption leaves out"
-    )
-    optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--image_sizes", type=int, nargs="+", default=[64, 64, 128], help="drawn from for each step")
-    optimisation.add_argument("--learning_rate", type=float, default=1e-3)
-    optimisation.add_argument("--weight_decay", type=float, default=0.1)
-    optimisation.add_argument("--warmup_steps", type=int, default=150)
-    optimisation.add_argument("--validation_steps", type=int, default=350)
-    add_training_arguments(
-        parser,
-        max_train_steps=2800,
-        train_batch_size=64,
-        mixed_precision="bf16",
-        checkpointing_steps=350,
-        logging_steps=50,
-    )
-    return parser.parse_args(arguments)
+    return build_parser().parse_for_dataset(arguments, "train_clip")
 
 
 class AugmentedCaptions(torch.utils.data.Dataset):
@@ -178,7 +188,7 @@ def build_clip(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> 
     """The checkpoint to continue from, or a new model whose text tower fits `tokenizer`."""
     # eager attention: its backward pass is quicker than SDPA's on a CPU at these sizes
     if args.model_name_or_path:
-        return CLIPModel.from_pretrained(args.model_name_or_path, attn_implementation="eager")
+        return load_whole(args.model_name_or_path, attn_implementation="eager")
     config = SMALL if args.clip_config == "small" else json.loads(Path(args.clip_config).read_text())
     text_config = config["text_config"] | {
         "vocab_size": len(tokenizer),
@@ -196,8 +206,8 @@ def build_nouns(args: argparse.Namespace, captions: list[list[str]]) -> NounVoca
         return None
     if args.nouns_file:
         return NounVocabulary.from_file(args.nouns_file)
-    if args.dataset_name == "toyscapes":
-        return NounVocabulary.from_mapping(CAPTION_NOUNS)
+    if mapping := nouns_for(args.dataset_name):
+        return NounVocabulary.from_mapping(mapping)
     return NounVocabulary(mine_nouns(caption for sample in captions for caption in sample))
 
 
@@ -222,61 +232,47 @@ def retrieval_recall(
     return {f"recall_{name}": hit.float().mean().item() for name, hit in hits.items()}
 
 
-def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Model, tokenizer and image processor in the layout of a Hub repository; complete as soon as `folder` exists."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    size = model.config.vision_config.image_size
-    CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-
-
-def publish(folder: Path, repository: str) -> None:
-    """Uploads `folder` to a model repository of the Hub, which is created where it does not exist."""
-    api = HfApi()
-    repo_id = api.create_repo(repository, exist_ok=True).repo_id
-    api.upload_folder(folder_path=folder, repo_id=repo_id)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    settings = TrainingSettings.from_arguments(args)
-    accelerator = make_accelerator(settings)
-
-    cache_dir = args.cache_dir or os.path.join(args.output_dir, "cache")
-    caches = {}
-    for split, limit in ((args.train_split, args.max_train_samples), (args.validation_split, 256)):
-        if split == "none":
-            continue
+def open_caches(args: argparse.Namespace, accelerator: Accelerator) -> tuple[CachedCaptions, CachedCaptions | None]:
+    """The captions to learn from, and those to find again, where there are any."""
+    side = max(args.image_sizes)
+    caches = []
+    validated = args.validation_fraction is not None or args.validation_split not in (None, "none")
+    held_out = (args.validation_split or "validation", args.validation_limit)
+    for split, limit in ((args.split, args.limit), *([held_out] if validated else [])):
         source = load_captions(
-            args.dataset_name, split, config_name=args.dataset_config, image_column=args.image_column,
-            caption_column=args.caption_column, streaming=args.streaming, limit=limit, size=(max(args.image_sizes),) * 2,
-            seed=args.seed, omission_rate=args.omission_rate, closeup_rate=args.closeup_rate,
+            args.dataset_name, split, validation_fraction=args.validation_fraction,
+            **caption_options(args, side, args.seed, limit),
         )  # fmt: skip
         with accelerator.main_process_first():
-            caches[split] = CachedCaptions(source, max(args.image_sizes), cache_dir)
-    cache = caches[args.train_split]
+            caches.append(CachedCaptions(source, side, args.cache_dir or os.path.join(args.output_dir, "cache")))
+    return caches[0], caches[1] if validated else None
 
+
+def result_parts(model: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> list:
+    """What stands beside the weights."""
+    size = model.config.vision_config.image_size
+    return [tokenizer, CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})]
+
+
+def run(args: argparse.Namespace) -> CLIPModel:
+    """The whole training; returns the CLIP, which is also in `<output_dir>/final`."""
+    settings = TrainingSettings.from_arguments(args)
+    check_hub_access(settings)
+    accelerator = make_accelerator(settings)
+    cache, held_out = open_caches(args, accelerator)
     nouns = build_nouns(args, cache.captions)
     tokenizer = build_tokenizer(args, cache.captions, nouns)
-    noun_loss = None
-    if nouns:
-        noun_loss = NounLoss(
-            args.present_weight, args.explained_weight, args.negative_weight, args.unmentioned, args.assigned_weight
-        )
+    noun_loss = NounLoss(**config_values(args, NounLossArguments)) if nouns else None
     model = ClipForPretraining(build_clip(args, tokenizer), noun_loss)
     logger.info("%d captions, %d words, %s concepts", len(cache), len(tokenizer), len(nouns) if nouns else "no")
 
     optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay), betas=(0.9, 0.98), eps=1e-6)
-    scheduler = make_schedule(optimizer, "cosine", args.warmup_steps, settings.max_train_steps)
+    scheduler = make_schedule(optimizer, "cosine", min(args.warmup_steps, settings.max_train_steps), settings.max_train_steps)
 
     def validate(step: int, trained: ClipForPretraining) -> dict[str, float] | None:
-        if args.validation_split == "none" or step % args.validation_steps:
+        if held_out is None or step % args.validation_steps:
             return None
-        return retrieval_recall(trained, caches[args.validation_split], tokenizer, max(args.image_sizes))
+        return retrieval_recall(trained, held_out, tokenizer, max(args.image_sizes))
 
     model = train(
         accelerator, settings, model, optimizer, scheduler,
@@ -284,12 +280,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         collate=Collate(tokenizer, nouns, args.image_sizes, args.seed),
         compute_losses=lambda trained, batch: trained(**batch),
         on_step=validate,
+        identity={
+            "data": cache.description, "nouns": nouns.concepts if nouns else None, "image_sizes": args.image_sizes,
+            **config_values(args, NounLossArguments),
+        },
+        processor=result_parts(model.clip, tokenizer),
     )  # fmt: skip
     if accelerator.is_main_process:
-        folder = Path(settings.output_dir) / "final"
-        save(model.clip, tokenizer, folder)
-        if settings.push_to_hub:
-            publish(folder, settings.hub_model_id or Path(settings.output_dir).name)
+        description = f"A CLIP, pre-trained on {len(cache)} images with captions; no mask was read."
+        card = run_card(args, "train_clip", "CLIP", description, cache.description, base_model=args.model_name_or_path)
+        publish(model.clip, result_parts(model.clip, tokenizer), settings, card)
+    return model.clip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_command(run, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

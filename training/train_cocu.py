@@ -19,31 +19,51 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoTokenizer, CLIPModel, GroupViTConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GroupViTConfig, PreTrainedTokenizerFast
+from transformers.hf_argparser import HfArg
 
 from hf_clipseg import CocuConfig, CocuForSemanticSegmentation, SegmentationImageProcessor, SegmentationProcessor
-from hf_clipseg.evaluation.metrics import summarise
-from hf_clipseg.models.cocu.configuration_cocu import BACKGROUND, POOLINGS
+from hf_clipseg.clip.class_files import class_names_of_argument
+from hf_clipseg.clip.clip_checkpoint import load_whole
+from hf_clipseg.models.configuration_dense_clip import BACKGROUND
 
+from .curation.concept_batches import CaptionsWithConcepts, Collate
 from .curation.concept_table import ConceptTable
-from .curation.concepts import SAMPLING, random_for
+from .curation.concepts import SAMPLING
 from .curation.tokenization import NOUN_TEMPLATES, build_word_tokenizer
-from .data.augmentation import colour_jitter, normalise, resize
+from .data.augmentation import normalise
 from .data.caption_cache import CachedCaptions
-from .data.caption_sources import SelectedRows, add_source_arguments, open_captions, source_options
-from .data.sources import load_source
-from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .data.caption_sources import SelectedRows
+from .data.openers import caption_options, open_validation
+from .data.sources import load_captions
+from .engine.loop import make_accelerator, train
+from .engine.memory import enable_checkpointing
 from .engine.optim import make_schedule, parameter_groups
-from .evaluation.scoring import score
+from .engine.publish import check_hub_access, publish
+from .engine.run_card import run_card
+from .evaluation.validation import MaskValidation
 from .pretraining.clip_start import start_from_clip
+from .settings.arguments import (
+    CaptionArguments,
+    CaptionImageArguments,
+    ClassArguments,
+    CommandParser,
+    DataArguments,
+    DataSeedArguments,
+    MaskArguments,
+    ValidationArguments,
+    config_arguments,
+    config_values,
+    run_command,
+)
+from .settings.training_settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -78,116 +98,87 @@ MODEL_CONFIGS: dict[str, dict] = {
 }  # fmt: skip
 
 
+ModelArguments = config_arguments(
+    CocuConfig, ("pooling", "top_classes", "background_threshold", "duplicates_are_negatives"), "model; see CocuConfig"
+)
+
+
+@dataclass
+class ConceptArguments:
+    """What is contrasted beside captions."""
+
+    _argument_group_name = "concepts"
+
+    concepts: str | None = HfArg(
+        default=None, help="output folder of curate_concepts; without it captions alone are contrasted"
+    )
+    sampling: str = HfArg(
+        default="clustered",
+        metadata={"choices": SAMPLING},
+        help="concepts of the archive: by clusters, or the best; none: those of the caption, as GroupViT",
+    )
+    num_concepts: int = HfArg(default=3, help="M, concepts per image and step")
+    temperature: float = HfArg(default=0.1, help="of the draw within a cluster")
+    contrast_archive: bool = HfArg(default=False, help="undrawn concepts of its own archive are negatives, as published")
+
+
+@dataclass
+class StartArguments:
+    """What training starts from, and how it goes on."""
+
+    _argument_group_name = "start and optimisation"
+
+    model_name_or_path: str | None = HfArg(default=None, help="continue from this CoCu checkpoint instead of starting anew")
+    start_from_clip: str | None = HfArg(
+        default=None, help="copy encoders and tokenizer of this CLIP, whose sizes --model_config has"
+    )
+    freeze_vision: bool = HfArg(default=False, help="keep the groups, learn what to call them: locked-image tuning")
+    model_config: str = HfArg(default="small", help="'small', 'tiny', 'full' (published) or a GroupViTConfig file")
+    tokenizer_name: str | None = HfArg(
+        default=None, help="default: the checkpoint's, or a word tokenizer built from the captions"
+    )
+    max_text_length: int = HfArg(default=32, help="tokens per caption of a tokenizer built here")
+    crop_size: int | None = HfArg(default=None, help="side that images are resized to; default: the model's image size")
+    learning_rate: float = HfArg(default=1e-3, help="at its peak")
+    weight_decay: float = HfArg(default=0.05, help="of matrices")
+    warmup_steps: int = HfArg(default=30, help="the learning rate rises linearly")
+    gradient_checkpointing: bool = HfArg(default=False, help="less memory, more time")
+    cache_dir: str | None = HfArg(default=None, help="folder of the image cache; default: <output_dir>/cache")
+
+
+@dataclass
+class ValidationDataArguments:
+    """Scores are never used for a choice but the best checkpoint."""
+
+    _argument_group_name = "validation"
+
+    validation_dataset_name: str | None = HfArg(
+        default=None, help="images with masks, which --classes and the options of masks belong to; default: nothing is scored"
+    )
+
+
+GROUPS = (
+    DataArguments, CaptionArguments, CaptionImageArguments, DataSeedArguments, ConceptArguments,
+    StartArguments, ModelArguments, ClassArguments, MaskArguments, ValidationDataArguments, ValidationArguments,
+    TrainingSettings,
+)  # fmt: skip
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser(GROUPS, __doc__)
+    parser.set_defaults(
+        max_train_steps=240, train_batch_size=64, max_grad_norm=5.0, checkpointing_steps=250, logging_steps=20,
+        validation_limit=100, validation_steps=60, pooling="after_projection",
+    )  # fmt: skip
+    return parser
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_source_arguments(parser)
-    parser.add_argument("--cache_dir", help="folder of the image cache; default: <output_dir>/cache")
-    concepts = parser.add_argument_group("concepts")
-    concepts.add_argument("--concepts", help="output folder of curate_concepts; without it captions alone are contrasted")
-    concepts.add_argument(
-        "--sampling", choices=SAMPLING, default="clustered",
-        help="concepts of the archive: by clusters, or the best; none: those of the caption, as GroupViT (%(default)s)",
-    )  # fmt: skip
-    concepts.add_argument("--num_concepts", type=int, default=3, help="M, concepts per image and step (%(default)s)")
-    concepts.add_argument("--temperature", type=float, default=0.1, help="of the draw within a cluster (%(default)s)")
-    concepts.add_argument(
-        "--contrast_archive", action="store_true", help="undrawn concepts of its own archive are negatives, as published"
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("--model_name_or_path", help="continue from this CoCu checkpoint instead of starting anew")
-    model.add_argument(
-        "--start_from_clip", metavar="CLIP", help="copy encoders and tokenizer of this CLIP, whose sizes --model_config has"
-    )
-    model.add_argument(
-        "--freeze_vision", action="store_true", help="keep the groups, learn what to call them: locked-image tuning"
-    )
-    model.add_argument("--model_config", default="small", help="'small', 'tiny', 'full' (published) or a GroupViTConfig file")
-    model.add_argument("--tokenizer_name", help="default: the checkpoint's, or a word tokenizer built from the captions")
-    model.add_argument("--max_text_length", type=int, default=32, help="tokens per caption of a tokenizer built here")
-    model.add_argument("--pooling", choices=POOLINGS, default="after_projection", help="see CocuConfig (%(default)s)")
-    model.add_argument("--top_classes", type=int, default=8, help="classes that one image may show (%(default)s)")
-    model.add_argument("--background_threshold", type=float, help="predict background below this; default: no background class")
-    model.add_argument("--duplicates_are_negatives", action="store_true", help="contrast equal concepts, as the released code")
-    optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--crop_size", type=int, help="side that images are resized to; default: the model's image size")
-    optimisation.add_argument("--learning_rate", type=float, default=1e-3)
-    optimisation.add_argument("--weight_decay", type=float, default=0.05)
-    optimisation.add_argument("--warmup_steps", type=int, default=30)
-    optimisation.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
-    evaluation = parser.add_argument_group("evaluation (never used for a choice)")
-    evaluation.add_argument("--eval_dataset", default="toyscapes", help="images with masks; 'none' to do without (%(default)s)")
-    evaluation.add_argument("--eval_split", default="validation")
-    evaluation.add_argument("--eval_samples", type=int, default=100)
-    evaluation.add_argument("--eval_steps", type=int, default=60)
-    add_training_arguments(
-        parser, max_train_steps=240, train_batch_size=64, mixed_precision="bf16", max_grad_norm=5.0, checkpointing_steps=250,
-        logging_steps=20,
-    )  # fmt: skip
-    args = parser.parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_for_dataset(arguments, "train_cocu")
     if args.concepts is None and args.sampling != "none":
         parser.error(f"--sampling {args.sampling} needs --concepts, a folder that curate_concepts wrote; or --sampling none")
     return args
-
-
-class CaptionsWithConcepts(torch.utils.data.Dataset):
-    """Samples with the texts of one step; indexed with a `SampleKey`, and drawn from (seed, epoch, key) alone.
-
-    Args:
-        table: None leaves concepts out.
-    """
-
-    def __init__(self, cache: CachedCaptions, table: ConceptTable | None, args: argparse.Namespace):
-        self.cache, self.table, self.args = cache, table, args
-        self.archive_size = table.longest_archive() if table else 0  # the same on all processes
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        name = self.cache.keys[key.index]
-        random = random_for(f"{name} {key.epoch}", self.args.seed)
-        captions = self.cache.captions[key.index] or [""]
-        caption = captions[random.integers(len(captions))]
-        image = torch.from_numpy(np.array(self.cache.images[key.index])).permute(2, 0, 1)
-        sample = {
-            "image": image.flip(2) if random.random() < 0.5 else image,
-            "jitter": torch.from_numpy(random.uniform(-0.2, 0.2, 3)).float(),
-            "caption": " ".join(caption.split()),
-        }
-        if self.table is not None:
-            names = self.table.sample(name, self.args.sampling, self.args.num_concepts, self.args.temperature, random)
-            missing = self.args.num_concepts - len(names)
-            templates = [NOUN_TEMPLATES[random.integers(len(NOUN_TEMPLATES))] for _ in names]
-            prompts = [template.format(concept) for template, concept in zip(templates, names, strict=True)]
-            sample["concepts"] = prompts + missing * [sample["caption"]]
-            sample["concept_ids"] = [self.table.id_of(concept) for concept in names] + missing * [-1]
-            if not self.args.contrast_archive:
-                archive = [self.table.id_of(concept) for concept in self.table.archive(name, self.args.sampling)]
-                sample["archive_ids"] = archive + (self.archive_size - len(archive)) * [-1]
-        return sample
-
-
-class Collate:
-    """List of samples -> arguments of the model."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, size: int):
-        self.tokenizer, self.size = tokenizer, size
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        images = resize(torch.stack([sample["image"] for sample in samples]).float() / 255, self.size)
-        images = colour_jitter(images, torch.stack([sample["jitter"] for sample in samples]))
-        batch = {"pixel_values": normalise(images), "caption_input_ids": self.tokens([sample["caption"] for sample in samples])}
-        if "concepts" in samples[0]:
-            concepts = self.tokens([text for sample in samples for text in sample["concepts"]])
-            batch["concept_input_ids"] = concepts.unflatten(0, (len(samples), -1))
-        for name in ("concept_ids", "archive_ids"):
-            if name in samples[0]:
-                batch[name] = torch.tensor([sample[name] for sample in samples])
-        return batch
-
-    def tokens(self, texts: list[str]) -> torch.Tensor:
-        """Concepts are shorter than captions, so each kind is padded by itself."""
-        return self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
 
 
 def build_tokenizer(args: argparse.Namespace, cache: CachedCaptions, table: ConceptTable | None, class_names: Sequence[str]):
@@ -216,10 +207,7 @@ def build_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) ->
     return CocuForSemanticSegmentation(
         CocuConfig(
             clip_config=GroupViTConfig(**config | {"text_config": text_config}),
-            top_classes=args.top_classes,
-            background_threshold=args.background_threshold,
-            pooling=args.pooling,
-            duplicates_are_negatives=args.duplicates_are_negatives,
+            **config_values(args, ModelArguments),
         )
     )
 
@@ -230,35 +218,39 @@ def build_processor(model: CocuForSemanticSegmentation, tokenizer: PreTrainedTok
     return SegmentationProcessor(SegmentationImageProcessor(size=size, size_divisor=vision.patch_size), tokenizer, "ensemble")
 
 
-class Evaluation:
-    """mIoU on images with masks every `--eval_steps` steps."""
+def open_validation_masks(args: argparse.Namespace):
+    """Masks of `--validation_dataset_name`, which is another data set than that of the captions; None without one."""
+    if args.validation_dataset_name in (None, "none"):
+        return None
+    of_masks = {
+        "dataset_name": args.validation_dataset_name, "dataset_config_name": None, "image_column": None, "streaming": False,
+        "validation_split": args.validation_split or "validation",
+    }  # fmt: skip
+    return open_validation(argparse.Namespace(**vars(args) | of_masks), size=(args.image_size,) * 2)
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator):
-        self.steps, self.accelerator = args.eval_steps, accelerator
-        options = {"limit": args.eval_samples}
-        if args.eval_dataset == "toyscapes":
-            options["size"] = (args.image_size,) * 2
-        self.source = load_source(args.eval_dataset, args.eval_split, **options)
-        self.num_classes = len(self.source.class_names)
-        self.class_names = list(self.source.class_names)
-        if args.background_threshold is not None:
-            if self.class_names[0] != BACKGROUND:
-                raise ValueError(
-                    f"--background_threshold adds a class 0 {BACKGROUND!r}, but class 0 of the masks is {self.class_names[0]!r}"
-                    ". Leave it out, or evaluate on masks with background (--eval_dataset)."
-                )
-            del self.class_names[0]
 
-    def __call__(self, model: CocuForSemanticSegmentation, processor: SegmentationProcessor) -> dict[str, float]:
-        model.eval()
-        scores = score(model, processor, self.source, self.class_names, self.num_classes, self.accelerator)
-        figures = summarise(scores.confusions["mIoU"])
-        return {"mIoU": figures["mIoU"], "pixel_accuracy": figures["pixel_accuracy"]}
+def classes_to_bake(args: argparse.Namespace, masks) -> list[list[str]]:
+    """The classes of the result: those of `--classes`, of the validation masks, or none: then names are given per call.
+
+    Raises:
+        ValueError: `--background_threshold` adds a background class that the masks do not have.
+    """
+    names = class_names_of_argument(args.classes) if args.classes else []
+    if masks is not None:
+        names = [[name] for name in masks.class_names] if masks.class_synonyms is None else list(masks.class_synonyms)
+    if args.background_threshold is None or not names:
+        return names
+    if names[0][0] != BACKGROUND:
+        raise ValueError(
+            f"--background_threshold adds a class 0 {BACKGROUND!r}, but class 0 of the masks is {names[0][0]!r}. Leave it out, "
+            "or evaluate on masks with background (--validation_dataset_name)."
+        )
+    return names[1:]
 
 
 def open_cache(args: argparse.Namespace, table: ConceptTable | None, accelerator: Accelerator) -> CachedCaptions:
     """Decoded images and captions, without what curation could not read; checked against the concepts."""
-    source = open_captions(args.dataset_name, args.train_split, **source_options(args))
+    source = load_captions(args.dataset_name, args.split, **caption_options(args, args.image_size, args.data_seed, args.limit))
     description = source.description
     if table is not None and table.skipped_rows():
         source = SelectedRows(source, table.skipped_rows())
@@ -269,67 +261,69 @@ def open_cache(args: argparse.Namespace, table: ConceptTable | None, accelerator
     return cache
 
 
-def run(args: argparse.Namespace) -> CocuForSemanticSegmentation:
-    """The whole training; returns the model, and writes it to `<output_dir>/final`."""
-    settings = TrainingSettings.from_arguments(args)
-    table = ConceptTable(args.concepts) if args.concepts else None
-    accelerator = make_accelerator(settings)
-    cache = open_cache(args, table, accelerator)
-    evaluation = None if args.eval_dataset == "none" else Evaluation(args, accelerator)
-
-    tokenizer = build_tokenizer(args, cache, table, evaluation.class_names if evaluation else ())
+def new_model(args: argparse.Namespace, cache: CachedCaptions, tokenizer, table: ConceptTable | None):
+    """The model as training starts."""
     model = build_model(args, tokenizer)
     if args.start_from_clip:
         images = torch.from_numpy(np.array(cache.images[:STARTING_IMAGES])).permute(0, 3, 1, 2) / 255
-        start_from_clip(model, CLIPModel.from_pretrained(args.start_from_clip), normalise(images), args.seed)
+        start_from_clip(model, load_whole(args.start_from_clip), normalise(images), args.seed)
     if args.freeze_vision:
         model.clip.vision_model.requires_grad_(False)
-    processor = build_processor(model, tokenizer)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
     if table is None:
         model.concept_logit_scale.requires_grad_(False)  # distributed training stumbles over what no loss reaches
-
-    optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay))
-    warmup = min(args.warmup_steps, settings.max_train_steps)
-    scheduler = make_schedule(optimizer, "cosine", warmup, settings.max_train_steps)
-
-    def compute_losses(trained: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        outputs = trained(**batch)
-        return {**outputs.losses, "loss": outputs.loss}
-
-    def evaluate(step: int, trained: CocuForSemanticSegmentation) -> dict[str, float] | None:
-        due = evaluation is not None and (step % args.eval_steps == 0 or step == settings.max_train_steps)
-        return evaluation(trained, processor) if due else None
-
-    model = train(
-        accelerator, settings, model, optimizer, scheduler,
-        dataset=CaptionsWithConcepts(cache, table, args),
-        collate=Collate(tokenizer, args.crop_size or model.config.clip_config.vision_config.image_size),
-        compute_losses=compute_losses,
-        on_step=evaluate,
-    )  # fmt: skip
-    if evaluation is not None:
-        model.set_classes(evaluation.class_names, processor)
-    if accelerator.is_main_process:
-        save(model, processor, settings)
     return model
 
 
-def save(model: CocuForSemanticSegmentation, processor: SegmentationProcessor, settings: TrainingSettings) -> None:
-    """The checkpoint in `<output_dir>/final`, laid out as a Hub repository, and on the Hub where asked for."""
-    for part in (model, processor):
-        part.save_pretrained(Path(settings.output_dir) / "final")
-        if settings.push_to_hub:
-            part.push_to_hub(settings.hub_model_id or Path(settings.output_dir).name)
+def compute_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    outputs = model(**batch)
+    return {**outputs.losses, "loss": outputs.loss}
+
+
+def run(args: argparse.Namespace) -> CocuForSemanticSegmentation:
+    """The whole training; returns the model, and writes it to `<output_dir>/final`."""
+    settings = TrainingSettings.from_arguments(args)
+    check_hub_access(settings)
+    table = ConceptTable(args.concepts) if args.concepts else None
+    accelerator = make_accelerator(settings)
+    cache = open_cache(args, table, accelerator)
+    masks = open_validation_masks(args)
+    class_names = classes_to_bake(args, masks)
+
+    tokenizer = build_tokenizer(args, cache, table, [name for names in class_names for name in names])
+    model = new_model(args, cache, tokenizer, table)
+    processor = build_processor(model, tokenizer)
+    labels = [] if masks is None else masks.class_names
+    validation = MaskValidation(args, accelerator, processor, masks, labels, class_names)
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay))
+    warmup = min(args.warmup_steps, settings.max_train_steps)
+    crop_size = args.crop_size or model.config.clip_config.vision_config.image_size
+    model = train(
+        accelerator, settings, model, optimizer, make_schedule(optimizer, "cosine", warmup, settings.max_train_steps),
+        CaptionsWithConcepts(cache, table, args), Collate(tokenizer, crop_size), compute_losses, on_step=validation,
+        processor=processor,
+        identity={
+            "data": cache.description, "concepts": table.names() if table else None, "crop_size": crop_size,
+            "freeze_vision": args.freeze_vision, "class_names": class_names,
+            **config_values(args, ConceptArguments, leave_out=("concepts",)),
+        },
+    )  # fmt: skip
+    if class_names:
+        model.set_classes(class_names, processor)
+    if accelerator.is_main_process:
+        concepts = "captions alone" if table is None else f"captions and {len(table.names())} concepts curated from them"
+        description = f"CoCu, trained on {len(cache)} images with {concepts}; no mask was read."
+        card = run_card(
+            args, "train_cocu", "CoCu", description, cache.description, validation,
+            base_model=args.model_name_or_path or args.start_from_clip,
+        )  # fmt: skip
+        publish(model, processor, settings, card)
+    return model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    try:
-        run(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(run, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 Commands:
     python -m training.train_mta_clip --output_dir runs/mta-clip-toyscapes
-    python -m training.train_mta_clip --dataset_name my-folder --train_split train --output_dir runs/mine
+    python -m training.train_mta_clip --dataset_name my-folder --model_name_or_path openai/clip-vit-base-patch16 \
+        --validation_fraction 0.1 --output_dir runs/mine
     accelerate launch -m training.train_mta_clip --preset ade20k --dataset_name HUB_ID \
-        --model_name_or_path openai/clip-vit-base-patch16 --mixed_precision bf16 --output_dir runs/mta-clip-ade20k
+        --model_name_or_path openai/clip-vit-base-patch16 --output_dir runs/mta-clip-ade20k
+
+Without `--preset` the options are the paper's; `toyscapes` is the preset of the data set of that name.
 
 | preset | crop | steps x images | what it is for | mIoU of peers, single scale |
 |---|---|---|---|---|
@@ -18,17 +21,14 @@ This repository has not measured the ade20k and cityscapes presets. Under them a
 """
 
 import argparse
-import json
 import logging
-import os
-import shutil
-import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModelForSemanticSegmentation
+from transformers.hf_argparser import HfArg
 
 from hf_clipseg import (
     MtaClipConfig,
@@ -38,142 +38,118 @@ from hf_clipseg import (
     SegmentationProcessor,
 )
 from hf_clipseg.clip.text_bank import normalise_class_names, weights_fingerprint
-from hf_clipseg.models.mta_clip.configuration_mta_clip import CONTRASTIVE_FORMS
 from hf_clipseg.models.mta_clip.mask_text_loss import DivergedError
 
 from .data.feature_cache import CachedFeatures, CropCache, CropSettings
 from .data.masked_crops import MaskedCrops, RandomCropSettings, collate
-from .data.sources import load_source
-from .engine.loop import TrainingSettings, add_training_arguments, make_accelerator, train
+from .data.openers import open_masks, open_validation
+from .engine.loop import make_accelerator, train
+from .engine.memory import enable_checkpointing
 from .engine.optim import make_schedule, parameter_groups
-from .evaluation.scoring import score
+from .engine.publish import check_hub_access, publish
+from .engine.run_card import run_card
+from .evaluation.validation import MaskValidation
+from .settings.arguments import (
+    ClassArguments,
+    CommandParser,
+    DataArguments,
+    MaskArguments,
+    ValidationArguments,
+    config_arguments,
+    config_values,
+    run_command,
+)
+from .settings.dataset_defaults import CLIP, warn_of_drawn_clip
+from .settings.dataset_defaults import MTA_CLIP_PRESETS as PRESETS
+from .settings.training_settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
+METHOD_NAMES = {"mta_clip": "MTA-CLIP", "pixel_text": "Pixel-text CLIP"}
 METHODS = {"mta_clip": MtaClipForSemanticSegmentation, "pixel_text": PixelTextClipForSemanticSegmentation}
-MODEL_FIELDS = {
-    "mta_clip": (
-        "hidden_dim", "num_attention_heads", "finest_scale", "pixel_decoder_layers", "pixel_decoder_feedforward_dim",
-        "num_prompts", "num_prompt_tokens", "num_queries", "decoder_layers", "feedforward_dim", "contrastive_form",
-        "contrastive_temperature", "contrastive_weight", "no_object_weight", "num_points",
-    ),
-    "pixel_text": (
-        "hidden_dim", "num_attention_heads", "finest_scale", "pixel_decoder_layers", "pixel_decoder_feedforward_dim",
-        "num_prompts", "num_prompt_tokens",
-    ),
-}  # fmt: skip
+SHARED_FIELDS = (
+    "hidden_dim", "num_attention_heads", "finest_scale", "pixel_decoder_layers", "pixel_decoder_feedforward_dim",
+    "num_prompt_tokens", "timm_backbone",
+)  # fmt: skip
+DECODER_FIELDS = (
+    "num_queries", "decoder_layers", "feedforward_dim", "contrastive_form", "contrastive_temperature", "contrastive_weight",
+    "no_object_weight", "num_points",
+)  # fmt: skip
+MODEL_FIELDS = {"mta_clip": (*SHARED_FIELDS, *DECODER_FIELDS), "pixel_text": SHARED_FIELDS}
+ModelArguments = config_arguments(MtaClipConfig, MODEL_FIELDS["mta_clip"], "model; see MtaClipConfig")
 UNDECAYED = ("query_features", "query_positions", "text_positions", "level_embed", "contexts")
 
-IMAGES_PER_STEP = {"toyscapes": 8, "ade20k": 16, "cityscapes": 16}
-PRESETS = {
-    "toyscapes": {
-        "crop_size": [128, 128], "short_side": 128, "scale": [1.0, 1.5], "max_train_samples": 3000,
-        "backbone_factor": 0.0, "crops_per_image": 2, "mixed_precision": "bf16",
-        "hidden_dim": 64, "num_attention_heads": 4, "finest_scale": 2, "pixel_decoder_layers": 2,
-        "pixel_decoder_feedforward_dim": 128, "num_prompt_tokens": 4, "num_queries": 24, "decoder_layers": 3,
-        "feedforward_dim": 128, "num_points": 512, "contrastive_temperature": 0.07,
-        "learning_rate": 2e-3, "warmup_steps": 50, "max_train_steps": 3000, "max_grad_norm": 1.0,
-        "train_batch_size": 8, "checkpointing_steps": 500,
-    },
-    "ade20k": {
-        "crop_size": [512, 512], "short_side": 512, "reduce_labels": True, "max_train_steps": 160_000,
-    },
-    "cityscapes": {
-        "crop_size": [512, 1024], "short_side": 1024, "max_train_steps": 90_000,
-    },
-}  # fmt: skip
-"""What differs from the defaults of `build_parser`, which are the paper's."""
+
+@dataclass
+class MethodArguments:
+    """What is trained, and from where."""
+
+    _argument_group_name = "method"
+
+    preset: str | None = HfArg(
+        default=None, metadata={"choices": sorted(PRESETS)}, help="defaults of other options; default: those of the paper"
+    )
+    method: str = HfArg(default="mta_clip", metadata={"choices": sorted(METHODS)}, help="or the pixel-text baseline")
+    model_name_or_path: str = HfArg(default=CLIP, help="any CLIP checkpoint")
+    num_prompts: int | None = HfArg(default=None, help="default: 3, and 1 for the baseline; 0: no text (ablation)")
+    initial_checkpoint: str | None = HfArg(
+        default=None, help="start from the pyramid and pixel decoder of a trained checkpoint, of either method"
+    )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--preset", choices=sorted(PRESETS), default="toyscapes", help="defaults of other options (%(default)s)"
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", default="toyscapes", help="'toyscapes', a Hub id, or a folder (%(default)s)")
-    data.add_argument("--dataset_config", help="configuration of a Hub data set")
-    data.add_argument("--train_split", default="train")
-    data.add_argument("--validation_split", help="scored every --validation_steps and at the end; default: nothing is")
-    data.add_argument("--validation_steps", type=int, default=5000)
-    data.add_argument("--max_validation_samples", type=int, default=500)
-    data.add_argument("--image_column", help="where it cannot be guessed")
-    data.add_argument("--mask_column", help="where it cannot be guessed")
-    data.add_argument("--max_train_samples", type=int, help="use so many images; default: all")
-    data.add_argument(
-        "--classes", help="file with a class per line in the order of the labels, synonyms parted by |; default: the data set's"
-    )
-    data.add_argument(
-        "--reduce_labels", action=argparse.BooleanOptionalAction, default=False, help="label 0 is ignored, the others lose one"
-    )
-    data.add_argument("--id_map", help="JSON file: label in the mask -> class number, 255 to ignore it")
-    crops = parser.add_argument_group("crops")
-    crops.add_argument("--crop_size", type=int, nargs=2, default=[512, 512], metavar=("HEIGHT", "WIDTH"))
-    crops.add_argument("--short_side", type=int, default=512, help="images are resized to this, times a random scale")
-    crops.add_argument("--scale", type=float, nargs=2, default=[0.5, 2.0], help="smallest and largest random scale")
-    add_model_arguments(parser)
-    optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--learning_rate", type=float, default=1e-4)
-    optimisation.add_argument(
-        "--backbone_factor", type=float, default=0.1, help="of the learning rate, for CLIP; 0 freezes it (%(default)s)"
-    )
-    optimisation.add_argument(
-        "--crops_per_image", type=int, default=0,
+@dataclass
+class CropArguments:
+    """What a training sample is."""
+
+    _argument_group_name = "crops"
+
+    crop_size: list[int] = HfArg(default_factory=lambda: [512, 512], help="height and width")
+    short_side: int = HfArg(default=512, help="images are resized to this, times a random scale")
+    scale: list[float] = HfArg(default_factory=lambda: [0.5, 2.0], help="smallest and largest random scale")
+    crops_per_image: int = HfArg(
+        default=0,
         help="with a frozen CLIP: compute its features once, for so many fixed square crops per image; 0: random crops, anew",
-    )  # fmt: skip
-    optimisation.add_argument("--cache_dir", help="where these features are kept; default: in memory")
-    optimisation.add_argument(
-        "--layer_decay", type=float, default=1.0, help="factor per CLIP block, last to first (%(default)s)"
     )
-    optimisation.add_argument("--weight_decay", type=float, default=0.02)
-    optimisation.add_argument("--warmup_steps", type=int, default=1500)
-    optimisation.add_argument(
-        "--gradient_checkpointing", action="store_true", help="less memory in CLIP and decoder, more time"
-    )
-    add_training_arguments(parser, train_batch_size=16, max_grad_norm=0.01, checkpointing_steps=5000, logging_steps=20)
+    keep_images: bool = HfArg(default=False, help="hold decoded images in memory: for small sets, and for drawn ones")
+    cache_dir: str | None = HfArg(default=None, help="where these features are kept; default: in memory")
+
+
+@dataclass
+class OptimisationArguments:
+    _argument_group_name = "optimisation"
+
+    learning_rate: float = HfArg(default=1e-4, help="at its peak")
+    backbone_factor: float = HfArg(default=0.1, help="of the learning rate, for CLIP; 0 freezes it")
+    layer_decay: float = HfArg(default=1.0, help="factor per CLIP block, last to first")
+    weight_decay: float = HfArg(default=0.02, help="of matrices")
+    warmup_steps: int = HfArg(default=1500, help="the learning rate rises linearly")
+    gradient_checkpointing: bool = HfArg(default=False, help="less memory in CLIP and decoder, more time")
+
+
+GROUPS = (
+    MethodArguments, DataArguments, ClassArguments, MaskArguments, ValidationArguments, CropArguments,
+    ModelArguments, OptimisationArguments, TrainingSettings,
+)  # fmt: skip
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser(GROUPS, __doc__)
+    parser.set_defaults(max_grad_norm=0.01, checkpointing_steps=5000, logging_steps=20, validation_steps=5000)
     return parser
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("model; see MtaClipConfig for what each means")
-    model.add_argument("--method", choices=sorted(METHODS), default="mta_clip", help="or the pixel-text baseline")
-    model.add_argument("--model_name_or_path", default="model_cards/clip-toyscapes", help="any CLIP checkpoint (%(default)s)")
-    model.add_argument(
-        "--timm_backbone", help="network of timm in place of CLIP's vision transformer, such as resnet50_clip.openai"
-    )
-    model.add_argument(
-        "--initial_checkpoint", help="start from the pyramid and pixel decoder of a trained checkpoint, of either method"
-    )
-    model.add_argument("--num_prompts", type=int, help="default: 3, and 1 for the baseline; 0: no text (ablation)")
-    model.add_argument("--contrastive_form", choices=CONTRASTIVE_FORMS, default="mix")
-    defaults = MtaClipConfig()
-    for name in MODEL_FIELDS["mta_clip"]:
-        if name not in ("num_prompts", "contrastive_form"):
-            value = getattr(defaults, name)
-            model.add_argument(f"--{name}", type=type(value), default=value, help="(%(default)s)")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
-    preset = parser.parse_known_args(arguments)[0].preset
-    parser.set_defaults(**PRESETS[preset])
+    if preset := parser.parse_for_dataset(arguments, "train_mta_clip").preset:
+        parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(arguments)
+    for name in ("crop_size", "scale"):
+        if len(getattr(args, name)) != 2:
+            parser.error(f"--{name} takes two numbers, got {getattr(args, name)}")
     if args.num_prompts is None:
         config_class = PixelTextClipConfig if args.method == "pixel_text" else MtaClipConfig
         args.num_prompts = config_class().num_prompts
     return args
-
-
-def open_source(args: argparse.Namespace, split: str, limit: int | None):
-    """Images and masks of a split, labels reduced or mapped as asked."""
-    id_map = None
-    if args.id_map:
-        id_map = {int(label): int(number) for label, number in json.loads(Path(args.id_map).read_text()).items()}
-    return load_source(
-        args.dataset_name, split, config_name=args.dataset_config, image_column=args.image_column,
-        mask_column=args.mask_column, classes_file=args.classes, reduce_labels=args.reduce_labels, id_map=id_map,
-        limit=limit, seed=0,
-    )  # fmt: skip
 
 
 def choose_class_names(args: argparse.Namespace, source) -> list[list[str]]:
@@ -187,7 +163,7 @@ def choose_class_names(args: argparse.Namespace, source) -> list[list[str]]:
 
 
 def build_model(args: argparse.Namespace, processor: SegmentationProcessor, class_names: list[list[str]]):
-    fields = {name: getattr(args, name) for name in (*MODEL_FIELDS[args.method], "timm_backbone")}
+    fields = {name: getattr(args, name) for name in (*MODEL_FIELDS[args.method], "num_prompts")}
     model = METHODS[args.method].from_clip(args.model_name_or_path, **fields)
     model.set_classes(class_names, processor)
     if args.initial_checkpoint:
@@ -195,7 +171,7 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor, clas
         for name in ("pyramid", "pixel_decoder"):
             getattr(model, name).load_state_dict(getattr(trained, name).state_dict())
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
     if args.backbone_factor == 0:
         if args.timm_backbone:
             raise ValueError(
@@ -208,8 +184,8 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor, clas
 def make_dataset(args: argparse.Namespace, source, model, processor) -> torch.utils.data.Dataset:
     """Random crops of images, or the features of fixed ones."""
     if not args.crops_per_image:
-        crops = RandomCropSettings(*args.crop_size, short_side=args.short_side, scale=tuple(args.scale))
-        return MaskedCrops(source, crops, seed=args.seed, keep=args.dataset_name == "toyscapes")
+        crops = RandomCropSettings(args.crop_size[0], args.crop_size[1], short_side=args.short_side, scale=tuple(args.scale))
+        return MaskedCrops(source, crops, seed=args.seed, keep=args.keep_images)
     if args.backbone_factor or args.crop_size != [args.short_side] * 2:
         raise ValueError(
             f"--crops_per_image needs a frozen CLIP, --backbone_factor 0 (got {args.backbone_factor}), and square crops of the "
@@ -245,8 +221,9 @@ def learning_rate_factors(args: argparse.Namespace, num_blocks: int) -> dict[str
 
 
 def warn_about_batch(args: argparse.Namespace, processes: int) -> None:
-    images, expected = processes * args.train_batch_size * args.gradient_accumulation_steps, IMAGES_PER_STEP[args.preset]
-    if images != expected:
+    images = processes * args.train_batch_size * args.gradient_accumulation_steps
+    expected = PRESETS.get(args.preset, {}).get("train_batch_size", TrainingSettings.train_batch_size)
+    if args.preset and images != expected:
         logger.warning(
             "A step sees %d images (%d processes x %d x %d accumulated); the %s preset and its learning rate are for %d.",
             images, processes, args.train_batch_size, args.gradient_accumulation_steps, args.preset, expected,
@@ -269,21 +246,6 @@ class Losses:
         return {"loss": outputs.loss, **outputs.losses}
 
 
-def validation(args: argparse.Namespace, accelerator, processor, num_classes: int):
-    """A callback for the loop that scores the validation split now and then; None without one."""
-    if args.validation_split is None:
-        return None
-    source = open_source(args, args.validation_split, args.max_validation_samples)
-
-    def validate(step: int, model: torch.nn.Module) -> dict[str, float] | None:
-        if step % args.validation_steps and step != args.max_train_steps:
-            return None
-        figures = score(model, processor, source, None, num_classes, accelerator).figures(range(num_classes))
-        return {name: figures[name] for name in ("mIoU", "pixel_accuracy", "boundary_f") if figures[name] is not None}
-
-    return validate
-
-
 def use_eager_attention(model) -> None:
     """On a CPU, the backward pass of eager attention is quicker than that of fused attention."""
     for part in (model.clip.vision_model, model.clip.text_model):
@@ -294,15 +256,19 @@ def use_eager_attention(model) -> None:
 def run(args: argparse.Namespace):
     """The whole training; returns the model, which is also in `<output_dir>/final`."""
     settings = TrainingSettings.from_arguments(args)
+    check_hub_access(settings)
+    warn_of_drawn_clip(args)
     accelerator = make_accelerator(settings)
     warn_about_batch(args, accelerator.num_processes)
-    source = open_source(args, args.train_split, args.max_train_samples)
+    source = open_masks(args, limit=args.limit)
     class_names = choose_class_names(args, source)
+    labels = [names[0] for names in class_names]
     processor = make_processor(args)
+    validation = MaskValidation(args, accelerator, processor, open_validation(args), labels)
     model = build_model(args, processor, class_names)
     if accelerator.device.type == "cpu" and args.timm_backbone is None:  # convolutions take the time otherwise
         use_eager_attention(model)
-    logger.info("%d images, %d classes: %s", len(source), len(class_names), ", ".join(names[0] for names in class_names))
+    logger.info("%d images, %d classes: %s", len(source), len(class_names), ", ".join(labels))
 
     model.to(accelerator.device)
     with accelerator.main_process_first():
@@ -312,33 +278,24 @@ def run(args: argparse.Namespace):
     scheduler = make_schedule(optimizer, "poly", min(args.warmup_steps, args.max_train_steps), args.max_train_steps)
     model = train(
         accelerator, settings, model, optimizer, scheduler, dataset, collate,
-        compute_losses=Losses(settings.on_nonfinite_loss == "skip"),
-        on_step=validation(args, accelerator, processor, len(class_names)),
+        compute_losses=Losses(settings.on_nonfinite_loss == "skip"), on_step=validation, processor=processor,
+        identity={
+            "data": source.description, "class_names": class_names, "initial_checkpoint": args.initial_checkpoint,
+            **config_values(args, CropArguments, leave_out=("cache_dir", "keep_images")),
+        },
     )  # fmt: skip
     if accelerator.is_main_process:
-        save(model, processor, settings)
+        description = f"{type(model).__name__}, trained on {len(source)} images with masks of {len(labels)} classes."
+        card = run_card(
+            args, "train_mta_clip", METHOD_NAMES[args.method], description, source.description, validation,
+            limits=["It knows the classes it was trained for and no others."], base_model=args.model_name_or_path,
+        )  # fmt: skip
+        publish(model, processor, settings, card)
     return model
 
 
-def save(model, processor: SegmentationProcessor, settings: TrainingSettings) -> None:
-    """The checkpoint in `<output_dir>/final`, laid out as a Hub repository, and on the Hub where asked for."""
-    final = Path(settings.output_dir) / "final"
-    partial = final.with_name(".final.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for part in (model, processor):
-        part.save_pretrained(partial)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    if settings.push_to_hub:
-        for part in (model, processor):
-            part.push_to_hub(settings.hub_model_id or Path(settings.output_dir).name)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
-        run(parse_arguments(arguments))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    run_command(run, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

@@ -8,65 +8,85 @@ CLIP is frozen, so its features are computed once (`feature_cache`). With the de
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from transformers.hf_argparser import HfArg
 
-from hf_clipseg import MvpSegForSemanticSegmentation, SegmentationProcessor
-from hf_clipseg.clip.multi_view import FUSIONS, fused_embeds
+from hf_clipseg import MvpSegConfig, MvpSegForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.clip.multi_view import fused_embeds
 from hf_clipseg.clip.text_bank import average_templates
-from hf_clipseg.models.mvp_seg.configuration_mvp_seg import ORTHOGONALITY, PRESENCE_LOSSES, REFINEMENT
 
-from .data.feature_cache import CropCache, CropSettings, cache_features
-from .data.sources import load_source
-from .data.zero_shot import ZeroShotLabels, add_zero_shot_arguments, check_prompts_fit, choose_split
-from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .data.feature_cache import CropCache, cache_features
+from .data.openers import open_masks, open_validation
+from .data.zero_shot import ZeroShotArguments, ZeroShotLabels, check_prompts_fit, choose_split, crop_settings
+from .engine.loop import SampleKey, make_accelerator, train
+from .engine.memory import enable_checkpointing
 from .engine.optim import make_schedule
+from .engine.publish import check_hub_access, publish
+from .engine.run_card import run_card
+from .evaluation.validation import MaskValidation
+from .settings.arguments import (
+    ClassArguments,
+    CommandParser,
+    DataArguments,
+    MaskArguments,
+    ValidationArguments,
+    config_arguments,
+    config_values,
+    run_command,
+)
+from .settings.dataset_defaults import CLIP, warn_of_drawn_clip
+from .settings.training_settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", default="model_cards/clip-toyscapes", help="any CLIP checkpoint (%(default)s)")
-    add_zero_shot_arguments(parser)
-    model = parser.add_argument_group("model; the forms of the paper are named")
-    model.add_argument("--attention_variant", default="value", help="attention of CLIP's last block (%(default)s)")
-    model.add_argument(
-        "--keep_residual", choices=("yes", "no"), default="no", help="residual and MLP of the last block (%(default)s)"
-    )
-    model.add_argument("--num_views", type=int, default=3, help="segmentation prompts, k (%(default)s; paper: 3)")
-    model.add_argument("--num_prompt_tokens", type=int, default=16, help="learnable tokens of each prompt (%(default)s)")
-    model.add_argument("--fusion", choices=FUSIONS, default="sum", help="(%(default)s; paper: sum)")
-    model.add_argument("--orthogonality", choices=ORTHOGONALITY, default="text", help="OCLoss (%(default)s; paper: prompt)")
-    model.add_argument("--global_refinement", choices=REFINEMENT, default="threshold", help="(%(default)s; paper: paper)")
-    model.add_argument("--presence_loss", choices=PRESENCE_LOSSES, default="multilabel", help="(%(default)s; paper: positive)")
-    model.add_argument("--presence_weight", type=float, default=1.0, help="lambda_2 (%(default)s)")
-    model.add_argument("--orthogonality_weight", type=float, default=0.1, help="lambda_3 (%(default)s)")
-    model.add_argument(
-        "--prompt_words", nargs="+", default=[],
+MODEL_FIELDS = (
+    "attention_variant", "keep_residual", "num_views", "num_prompt_tokens", "fusion", "orthogonality", "global_refinement",
+    "presence_loss", "presence_weight", "orthogonality_weight",
+)  # fmt: skip
+ModelArguments = config_arguments(MvpSegConfig, MODEL_FIELDS, "model; see MvpSegConfig")
+
+
+@dataclass
+class PromptArguments:
+    """How prompts start and how they are learned."""
+
+    _argument_group_name = "prompts"
+
+    model_name_or_path: str = HfArg(default=CLIP, help="any CLIP checkpoint")
+    prompt_words: list[str] = HfArg(
+        default_factory=list,
         help="start the prompts from these words, one string per prompt, the global one first, in turn; default: random",
-    )  # fmt: skip
-    optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--learning_rate", type=float, default=5e-3)
-    optimisation.add_argument("--weight_decay", type=float, default=0.0, help="of the prompts (%(default)s)")
-    optimisation.add_argument("--warmup_steps", type=int, default=20)
-    optimisation.add_argument(
-        "--anchor_weight",
-        type=float,
-        default=0.5,
-        help="keep the fused text of a class near its template ensemble (%(default)s; paper: 0)",
     )
-    optimisation.add_argument(
-        "--gradient_checkpointing", action="store_true", help="less memory in the text encoder, more time"
+    learning_rate: float = HfArg(default=5e-3, help="at its peak")
+    weight_decay: float = HfArg(default=0.0, help="of the prompts")
+    warmup_steps: int = HfArg(default=20, help="the learning rate rises linearly")
+    anchor_weight: float = HfArg(default=0.5, help="keep the fused text of a class near its template ensemble; paper: 0")
+    gradient_checkpointing: bool = HfArg(default=False, help="less memory in the text encoder, more time")
+
+
+GROUPS = (
+    PromptArguments, DataArguments, ClassArguments, MaskArguments, ZeroShotArguments, ValidationArguments,
+    ModelArguments, TrainingSettings,
+)  # fmt: skip
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser(GROUPS, __doc__)
+    parser.set_defaults(
+        max_train_steps=600, checkpointing_steps=200, logging_steps=20, validation_steps=200, mixed_precision="no"
     )
-    add_training_arguments(parser, max_train_steps=600, train_batch_size=16, checkpointing_steps=200, logging_steps=20)
-    return parser.parse_args(arguments)
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    return build_parser().parse_for_dataset(arguments, "train_mvp_seg")
 
 
 class SeenCrops(Dataset):
@@ -92,19 +112,7 @@ def collate(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch
 
 def build_model(args: argparse.Namespace, processor: SegmentationProcessor) -> MvpSegForSemanticSegmentation:
     """The model on its CLIP checkpoint, prompts at random or at `--prompt_words`."""
-    model = MvpSegForSemanticSegmentation.from_clip(
-        args.model_name_or_path,
-        attention_variant=args.attention_variant,
-        keep_residual=args.keep_residual == "yes",
-        num_views=args.num_views,
-        num_prompt_tokens=args.num_prompt_tokens,
-        fusion=args.fusion,
-        orthogonality=args.orthogonality,
-        global_refinement=args.global_refinement,
-        presence_loss=args.presence_loss,
-        presence_weight=args.presence_weight,
-        orthogonality_weight=args.orthogonality_weight,
-    )
+    model = MvpSegForSemanticSegmentation.from_clip(args.model_name_or_path, **config_values(args, ModelArguments))
     if args.prompt_words:
         words = [args.prompt_words[index % len(args.prompt_words)] for index in range(1 + args.num_views)]
         ids = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in words]
@@ -113,22 +121,8 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor) -> M
             raise ValueError(f"--prompt_words must have equal numbers of tokens, got {lengths}.")
         model.prompts.start_from_words(model.clip, torch.tensor(ids))
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
     return model
-
-
-def open_training_data(args: argparse.Namespace):
-    """The images and masks to train on; always the same ones, whatever the seed of the run."""
-    return load_source(
-        args.dataset_name, args.train_split, config_name=args.dataset_config, image_column=args.image_column,
-        mask_column=args.mask_column, classes_file=args.classes_file, reduce_labels=args.reduce_labels,
-        limit=args.max_train_samples, seed=0, size=(args.image_size, args.image_size),
-    )  # fmt: skip
-
-
-def crop_settings(args: argparse.Namespace, patch_size: int) -> CropSettings:
-    label_size = args.label_cells * (-(-args.image_size // patch_size))
-    return CropSettings(args.image_size, args.crops_per_image, label_size=label_size)
 
 
 class Losses:
@@ -174,11 +168,17 @@ def make_optimizer(args: argparse.Namespace, model) -> torch.optim.Optimizer:
 def run(args: argparse.Namespace) -> MvpSegForSemanticSegmentation:
     """The whole training; returns the model with all classes baked in, and writes it to `<output_dir>/final`."""
     settings = TrainingSettings.from_arguments(args)
-    source = open_training_data(args)
+    check_hub_access(settings)
+    warn_of_drawn_clip(args)
+    sides = (args.image_size, args.image_size)  # of Toyscapes scenes; always the same ones, whatever the seed of the run
+    source = open_masks(args, limit=args.limit, size=sides)
     split = choose_split(source.class_names, args.unseen)
     size = {"shortest_edge": args.image_size, "longest_edge": 4 * args.image_size}
     processor = SegmentationProcessor.from_clip(args.model_name_or_path, templates="name", size=size)
     accelerator = make_accelerator(settings)
+    validation = MaskValidation(
+        args, accelerator, processor, open_validation(args, size=sides), split.class_names, split.class_names
+    )
     model = build_model(args, processor)
     limit = model.config.clip_config.text_config.max_position_embeddings
     check_prompts_fit(processor, split.class_names, "name", args.num_prompt_tokens, limit)
@@ -191,27 +191,31 @@ def run(args: argparse.Namespace) -> MvpSegForSemanticSegmentation:
     losses = make_losses(args, model, processor, split, accelerator.device)
     optimizer = make_optimizer(args, model)
     scheduler = make_schedule(optimizer, "cosine", min(args.warmup_steps, settings.max_train_steps), settings.max_train_steps)
-    model = train(accelerator, settings, model, optimizer, scheduler, SeenCrops(cache, split), collate, losses)
+    model = train(
+        accelerator, settings, model, optimizer, scheduler, SeenCrops(cache, split), collate, losses, on_step=validation,
+        processor=processor,
+        identity={
+            "data": source.description, "class_names": split.class_names, "unseen": split.unseen_names,
+            "anchor_weight": args.anchor_weight, "prompt_words": args.prompt_words,
+            **config_values(args, ZeroShotArguments, leave_out=("cache_dir", "unseen")),
+        },
+    )  # fmt: skip
 
     model.set_classes(split.class_names, processor)
     if accelerator.is_main_process:
-        save(model, processor, settings)
+        description = (
+            f"MVP-SEG: prompts learned on a frozen CLIP from {len(source)} images with masks of the classes "
+            f"{', '.join(split.seen_names)}. Withheld in training: {', '.join(split.unseen_names) or 'none'}."
+        )
+        card = run_card(
+            args, "train_mvp_seg", "MVP-SEG", description, source.description, validation, base_model=args.model_name_or_path
+        )
+        publish(model, processor, settings, card)
     return model
 
 
-def save(model, processor: SegmentationProcessor, settings: TrainingSettings) -> None:
-    """The checkpoint in `<output_dir>/final`, laid out as a Hub repository, and on the Hub where asked for."""
-    for part in (model, processor):
-        part.save_pretrained(Path(settings.output_dir) / "final")
-        if settings.push_to_hub:
-            part.push_to_hub(settings.hub_model_id or Path(settings.output_dir).name)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
-        run(parse_arguments(arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(run, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

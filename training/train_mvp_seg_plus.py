@@ -8,48 +8,72 @@ unseen classes: the student is told which pixels are unseen (the transductive se
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from transformers.hf_argparser import HfArg
 
 from hf_clipseg import MvpSegForSemanticSegmentation, MvpSegPlusForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.clip.text_bank import weights_fingerprint
 from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.models.losses import segmentation_cross_entropy
 
 from .data.feature_cache import CropCache, cache_pixels
-from .data.zero_shot import ZeroShotLabels, add_zero_shot_arguments, choose_split
-from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .data.openers import open_masks, open_validation
+from .data.zero_shot import ZeroShotArguments, ZeroShotLabels, choose_split, crop_settings
+from .engine.loop import SampleKey, make_accelerator, train
 from .engine.optim import make_schedule, parameter_groups
-from .train_mvp_seg import crop_settings, open_training_data, save
+from .engine.publish import check_hub_access, publish
+from .engine.run_card import run_card
+from .evaluation.validation import MaskValidation
+from .settings.arguments import (
+    ClassArguments,
+    CommandParser,
+    DataArguments,
+    MaskArguments,
+    ValidationArguments,
+    config_values,
+    run_command,
+)
+from .settings.training_settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class StudentArguments:
+    """Whom the student learns from, and how."""
+
+    _argument_group_name = "student"
+
+    teacher: str | None = HfArg(default=None, help="a trained MVP-SEG model of the same classes")
+    backbone: str | None = HfArg(default=None, help="a transformers backbone; default: the teacher's own vision encoder")
+    learning_rate: float = HfArg(default=3e-4, help="at its peak")
+    weight_decay: float = HfArg(default=0.01, help="of matrices")
+    warmup_steps: int = HfArg(default=30, help="the learning rate rises linearly")
+    teacher_steps: int | None = HfArg(default=None, help="steps on the teacher's guesses; default: a tenth of all")
+    min_confidence: float = HfArg(default=0.0, help="ignore guesses less probable than this, among unseen classes")
+
+
+GROUPS = (
+    StudentArguments, DataArguments, ClassArguments, MaskArguments, ZeroShotArguments, ValidationArguments,
+    TrainingSettings,
+)  # fmt: skip
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser(GROUPS, __doc__)
+    parser.set_defaults(max_train_steps=200, checkpointing_steps=100, logging_steps=20, validation_steps=100)
+    return parser
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default="model_cards/mvp-seg-toyscapes", help="a trained MVP-SEG model (%(default)s)")
-    parser.add_argument("--backbone", help="the student: a transformers backbone; default: the teacher's own vision encoder")
-    add_zero_shot_arguments(parser)
-    optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--learning_rate", type=float, default=3e-4)
-    optimisation.add_argument("--weight_decay", type=float, default=0.01)
-    optimisation.add_argument("--warmup_steps", type=int, default=30)
-    optimisation.add_argument("--teacher_steps", type=int, help="steps on the teacher's guesses; default: a tenth of all")
-    optimisation.add_argument(
-        "--min_confidence",
-        type=float,
-        default=0.0,
-        help="ignore guesses less probable than this, among unseen classes (%(default)s)",
-    )
-    add_training_arguments(
-        parser, max_train_steps=200, train_batch_size=16, mixed_precision="bf16", checkpointing_steps=100, logging_steps=20
-    )
-    return parser.parse_args(arguments)
+    return build_parser().parse_for_dataset(arguments, "train_mvp_seg_plus")
 
 
 def guess_unseen(logits: torch.Tensor, unseen_ids: Sequence[int], size: Sequence[int], min_confidence: float) -> torch.Tensor:
@@ -144,12 +168,21 @@ def check_teacher(teacher, split: ZeroShotLabels) -> None:
 def run(args: argparse.Namespace) -> MvpSegPlusForSemanticSegmentation:
     """The whole training; returns the student with all classes baked in, and writes it to `<output_dir>/final`."""
     settings = TrainingSettings.from_arguments(args)
-    source = open_training_data(args)
+    check_hub_access(settings)
+    if args.teacher is None:
+        raise ValueError(
+            "--teacher is needed: a model that training.train_mvp_seg trained on this data set, such as runs/mvp-seg/final."
+        )
+    sides = (args.image_size, args.image_size)
+    source = open_masks(args, limit=args.limit, size=sides)
     split = choose_split(source.class_names, args.unseen)
     teacher = MvpSegForSemanticSegmentation.from_pretrained(args.teacher)
     processor = SegmentationProcessor.from_pretrained(args.teacher)
     check_teacher(teacher, split)
     accelerator = make_accelerator(settings)
+    validation = MaskValidation(
+        args, accelerator, processor, open_validation(args, size=sides), split.class_names, split.class_names
+    )
     teacher.to(accelerator.device)
     logger.info("seen: %s; unseen: %s", ", ".join(split.seen_names), ", ".join(split.unseen_names) or "none")
 
@@ -165,20 +198,32 @@ def run(args: argparse.Namespace) -> MvpSegPlusForSemanticSegmentation:
 
     optimizer = torch.optim.AdamW(parameter_groups(student, args.learning_rate, args.weight_decay))
     scheduler = make_schedule(optimizer, "poly", min(args.warmup_steps, settings.max_train_steps), settings.max_train_steps)
-    dataset = WithheldCrops(cache, split, guesses, settings.seed)
-    student = train(accelerator, settings, student, optimizer, scheduler, dataset, collate, losses)
+    student = train(
+        accelerator, settings, student, optimizer, scheduler, WithheldCrops(cache, split, guesses, settings.seed), collate,
+        losses, on_step=validation, processor=processor,
+        identity={
+            "data": source.description, "class_names": split.class_names, "unseen": split.unseen_names,
+            "teacher": weights_fingerprint(teacher.prompts), "teacher_steps": teacher_steps,
+            "min_confidence": args.min_confidence,
+            **config_values(args, ZeroShotArguments, leave_out=("cache_dir", "unseen")),
+        },
+    )  # fmt: skip
 
     student.set_classes(split.class_names, processor)
     if accelerator.is_main_process:
-        save(student, processor, settings)
+        description = (
+            f"MVP-SEG+: a student trained on {len(source)} images with masks of the classes {', '.join(split.seen_names)} and "
+            f"on guesses for the pixels of withheld classes ({', '.join(split.unseen_names) or 'none'})."
+        )
+        card = run_card(
+            args, "train_mvp_seg_plus", "MVP-SEG+", description, source.description, validation, base_model=args.teacher
+        )
+        publish(student, processor, settings, card)
     return student
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
-        run(parse_arguments(arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(run, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

@@ -2,111 +2,136 @@
 
 Command:   python -m training.train_vpl --output_dir runs/vpl-toyscapes
            python -m training.train_vpl --output_dir runs/photos --model_name_or_path openai/clip-vit-base-patch16 \\
-               --dataset_name photos --labels_csv tags.csv --attention_variant plain
+               --dataset_name photos --labels_csv tags.csv
 
 1. `prototypes`: vision prototypes from tagged images -> `prototypes.safetensors`, and `localizer/`, a checkpoint with them.
 2. `pseudo_labels`: its localisation maps, refined -> `pseudo_labels/` (the work of `make_pseudo_labels`, resumable).
 3. `segmenter`: the decoder on the pseudo masks, with regional semantic contrast -> `final/`.
 
 `--stages` chooses some of them; a later stage reads what an earlier one wrote. With the defaults this trains the shipped
-`model_cards/vpl-toyscapes`. No mask of the data set is read.
+`model_cards/vpl-toyscapes`; on other data they are the paper's. No mask of the training data is read; `--validation_split`
+scores on masks, where there are some.
 """
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
+from transformers.hf_argparser import HfArg
 
-from hf_clipseg import SegmentationProcessor, VisionPrototypes, VplForSemanticSegmentation
+from hf_clipseg import SegmentationProcessor, VisionPrototypes, VplConfig, VplForSemanticSegmentation
 from hf_clipseg.clip.text_bank import weights_fingerprint
-from hf_clipseg.localization.localization import PLAIN, LocalizationSettings
-from hf_clipseg.localization.prototype_rules import REGION_MAPS, RULES, TARGETS, PrototypeSettings
-from hf_clipseg.localization.pseudo_labels import REFINEMENTS
+from hf_clipseg.localization.localization import LocalizationSettings
+from hf_clipseg.localization.prototype_rules import PrototypeSettings
+from hf_clipseg.refinement.refinements import REFINEMENTS
 
 from .data.feature_cache import CropCache, CropSettings
+from .data.openers import open_tags, open_validation
 from .data.pseudo_masks import PseudoMasks, write_pseudo_labels
 from .data.tagged_images import TaggedImages
-from .engine.loop import SampleKey, TrainingSettings, add_training_arguments, make_accelerator, train
+from .engine.loop import SampleKey, make_accelerator, train
 from .engine.optim import make_schedule, parameter_groups
-from .make_pseudo_labels import add_data_arguments, open_source
+from .engine.publish import check_hub_access, publish
+from .engine.run_card import run_card
+from .evaluation.validation import MaskValidation
+from .settings.arguments import (
+    ClassArguments,
+    CommandParser,
+    DataArguments,
+    DataSeedArguments,
+    MaskArguments,
+    TagArguments,
+    ValidationArguments,
+    config_arguments,
+    config_values,
+    run_command,
+)
+from .settings.dataset_defaults import CLIP, warn_of_drawn_clip
+from .settings.training_settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("prototypes", "pseudo_labels", "segmenter")
 
 
+MODEL_FIELDS = (
+    "attention_variant", "keep_residual", "cam_scale", "affinity_layers", "affinity_threshold", "decoder_dim", "decoder_layers",
+    "decoder_heads", "affinity_loss_weight", "contrast_loss_weight",
+)  # fmt: skip
+ModelArguments = config_arguments(VplConfig, MODEL_FIELDS, "model; see VplConfig")
+PrototypeArguments = config_arguments(
+    PrototypeSettings, ("rule", "region_maps", "targets", "centred"), "prototypes; see PrototypeSettings"
+)
+
+
+@dataclass
+class VplArguments:
+    """What neither the model nor the prototypes are configured by."""
+
+    _argument_group_name = "stages"
+
+    model_name_or_path: str = HfArg(default=CLIP, help="any CLIP checkpoint")
+    stages: list[str] = HfArg(default_factory=lambda: list(STAGES), metadata={"choices": STAGES}, help="what is done")
+    image_size: int = HfArg(default=320, help="short side that images are resized to, and side of the crops")
+    background_words: str | None = HfArg(
+        default=None, help="what background is made of, parted by commas; none: every pixel has a class"
+    )
+    templates: str = HfArg(default="ensemble", help="of the text prototypes")
+    rounds: int = HfArg(default=1, help="of maps and prototypes")
+    refinement: str = HfArg(default="crf", metadata={"choices": sorted(REFINEMENTS)}, help="of the pseudo masks")
+    localization_batch_size: int = HfArg(default=16, help="images per forward pass of the first two stages")
+    confidence: float = HfArg(default=0.95, help="pixels of pseudo masks below it are ignored in training")
+    crops_per_image: int = HfArg(default=1, help="features are cached for so many crops")
+    label_size: int = HfArg(default=80, help="side of the label maps of a crop")
+    contrast_warmup_steps: int = HfArg(default=100, help="the weight of the regional contrast rises linearly")
+    learning_rate: float = HfArg(default=1e-3, help="WeCLIP: 2e-3")
+    weight_decay: float = HfArg(default=0.01, help="of matrices")
+    warmup_steps: int = HfArg(default=50, help="the learning rate rises linearly")
+    cache_dir: str | None = HfArg(default=None, help="folder for cached features; default: memory")
+
+
+GROUPS = (
+    VplArguments, DataArguments, TagArguments, ClassArguments, DataSeedArguments, MaskArguments, ValidationArguments,
+    ModelArguments, PrototypeArguments, TrainingSettings,
+)  # fmt: skip
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser(GROUPS, __doc__)
+    parser.set_defaults(
+        max_train_steps=400, train_batch_size=8, checkpointing_steps=200, logging_steps=50, validation_steps=200,
+        mixed_precision="no",
+    )  # fmt: skip
+    return parser
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", default="model_cards/clip-toyscapes", help="any CLIP checkpoint (%(default)s)")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--image_size", type=int, default=128, help="short side that images are resized to (%(default)s)")
-    add_data_arguments(parser)
-    found = parser.add_argument_group("localisation and prototypes")
-    found.add_argument("--background_words", help="what background is made of, parted by commas; none: every pixel has a class")
-    found.add_argument("--templates", default="ensemble", help="of the text prototypes (%(default)s)")
-    found.add_argument("--attention_variant", default="value", help=f"of the last block; CLIP-ES: {PLAIN} (%(default)s)")
-    found.add_argument("--keep_residual", choices=("yes", "no"), default="no", help="of a variant (%(default)s)")
-    found.add_argument("--cam_scale", type=float, default=1.0, help="of the gradient maps; 25 for OpenAI's CLIP (%(default)s)")
-    found.add_argument("--affinity_layers", type=int, default=0, help="CLIP-ES: 8; 0: no affinity (%(default)s)")
-    found.add_argument("--affinity_threshold", type=float, default=0.4, help="(%(default)s)")
-    found.add_argument("--rule", choices=RULES, default="step", help="(%(default)s)")
-    found.add_argument("--centred", choices=("yes", "no"), default="no", help="with --rule centroid (%(default)s)")
-    found.add_argument("--region_maps", choices=REGION_MAPS, default="refined", help="what pools regions (%(default)s)")
-    found.add_argument("--targets", choices=TARGETS, default="own", help="what regions stand for (%(default)s)")
-    found.add_argument("--rounds", type=int, default=1, help="of maps and prototypes (%(default)s)")
-    masks = parser.add_argument_group("pseudo masks")
-    masks.add_argument("--refinement", choices=sorted(REFINEMENTS), default="crf", help="(%(default)s)")
-    masks.add_argument("--localization_batch_size", type=int, default=16, help="(%(default)s)")
-    masks.add_argument("--confidence", type=float, default=0.95, help="pixels below it are ignored in training (%(default)s)")
-    segmenter = parser.add_argument_group("segmenter")
-    segmenter.add_argument("--decoder_dim", type=int, default=96, help="(%(default)s; WeCLIP: 256)")
-    segmenter.add_argument("--decoder_layers", type=int, default=2, help="(%(default)s; WeCLIP: 3)")
-    segmenter.add_argument("--decoder_heads", type=int, default=8, help="(%(default)s)")
-    segmenter.add_argument("--crops_per_image", type=int, default=1, help="features are cached for so many crops (%(default)s)")
-    segmenter.add_argument("--label_size", type=int, default=64, help="side of the label maps of a crop (%(default)s)")
-    segmenter.add_argument("--affinity_loss_weight", type=float, default=0.1, help="(%(default)s)")
-    segmenter.add_argument("--contrast_loss_weight", type=float, default=0.1, help="0: no regional contrast (%(default)s)")
-    segmenter.add_argument("--contrast_warmup_steps", type=int, default=100, help="its weight rises linearly (%(default)s)")
-    segmenter.add_argument("--learning_rate", type=float, default=1e-3, help="(%(default)s; WeCLIP: 2e-3)")
-    segmenter.add_argument("--weight_decay", type=float, default=0.01, help="(%(default)s)")
-    segmenter.add_argument("--warmup_steps", type=int, default=50, help="(%(default)s)")
-    segmenter.add_argument("--cache_dir", help="folder for cached features (default: memory)")
-    add_training_arguments(parser, max_train_steps=400, train_batch_size=8, checkpointing_steps=200, logging_steps=50)
-    return parser.parse_args(arguments)
+    return build_parser().parse_for_dataset(arguments, "train_vpl")
 
 
 def build_localizer(args: argparse.Namespace) -> tuple[VplForSemanticSegmentation, SegmentationProcessor]:
     """A model without classes on the CLIP checkpoint, and its processor."""
-    model = VplForSemanticSegmentation.from_clip(
-        args.model_name_or_path,
-        attention_variant=args.attention_variant,
-        keep_residual=args.keep_residual == "yes",
-        affinity_layers=args.affinity_layers,
-        affinity_threshold=args.affinity_threshold,
-        decoder_dim=args.decoder_dim,
-        decoder_layers=args.decoder_layers,
-        decoder_heads=args.decoder_heads,
-        affinity_loss_weight=args.affinity_loss_weight,
-        contrast_loss_weight=args.contrast_loss_weight,
-    )
+    model = VplForSemanticSegmentation.from_clip(args.model_name_or_path, **config_values(args, ModelArguments))
     size = {"shortest_edge": args.image_size, "longest_edge": 4 * args.image_size}
     return model, SegmentationProcessor.from_clip(args.model_name_or_path, templates=args.templates, size=size)
+
+
+def localization_settings(args: argparse.Namespace) -> LocalizationSettings:
+    return LocalizationSettings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(LocalizationSettings)})
 
 
 def fit_prototypes(args: argparse.Namespace, model, processor, source: TaggedImages) -> VisionPrototypes:
     """Stage 1: prototypes of the classes of `source`, set in `model` and written beside it."""
     words = [word.strip() for word in (args.background_words or "").split(",") if word.strip()]
     prototypes = VisionPrototypes.fit(
-        source.images, source.labels, source.class_names, model.clip, processor, words,
-        LocalizationSettings(
-            args.attention_variant, args.keep_residual == "yes", args.cam_scale, args.affinity_layers, args.affinity_threshold
-        ),
-        PrototypeSettings(args.rule, args.region_maps, targets=args.targets, centred=args.centred == "yes"),
-        args.rounds, args.localization_batch_size,
+        source.images, source.labels, source.class_names, model.clip, processor, words, localization_settings(args),
+        PrototypeSettings(**config_values(args, PrototypeArguments)), args.rounds, args.localization_batch_size,
     )  # fmt: skip
     model.set_prototypes(prototypes)
     folder = Path(args.output_dir)
@@ -158,32 +183,50 @@ def compute_losses(model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, t
     return {**outputs.losses, "loss": outputs.loss}
 
 
-def train_segmenter(args: argparse.Namespace, accelerator, settings: TrainingSettings, model, cache: CropCache):
-    """Stage 3: the decoder of `model` on cached crops; returns the trained model."""
+def train_segmenter(
+    args: argparse.Namespace, accelerator, settings: TrainingSettings, model, cache: CropCache, **options
+) -> VplForSemanticSegmentation:
+    """The decoder of `model` on cached crops; `options` are further arguments of `train`."""
     optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay))
     warmup = min(args.warmup_steps, settings.max_train_steps)
     scheduler = make_schedule(optimizer, "poly", warmup, settings.max_train_steps)
     collate = Collate(args.contrast_warmup_steps)
-    return train(accelerator, settings, model, optimizer, scheduler, CachedCrops(cache), collate, compute_losses)
+    return train(accelerator, settings, model, optimizer, scheduler, CachedCrops(cache), collate, compute_losses, **options)
 
 
-def save(model, processor, settings: TrainingSettings) -> None:
-    folder = Path(settings.output_dir) / "final"
-    model.drop_text_encoder()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    if settings.push_to_hub:
-        repository = settings.hub_model_id or Path(settings.output_dir).name
-        model.push_to_hub(repository)
-        processor.push_to_hub(repository)
+def run_segmenter(args: argparse.Namespace, accelerator, settings: TrainingSettings, model, processor, masks) -> None:
+    """Stage 3: from pseudo masks to `final/`."""
+    labels = list(model.config.id2label.values())
+    validation = MaskValidation(args, accelerator, processor, open_validation(args), labels)
+    with accelerator.main_process_first():
+        cache = cache_blocks(args, model, processor, masks)
+    names = ("image_size", "label_size", "crops_per_image", "contrast_warmup_steps")
+    identity = {
+        "data": masks.description, "class_names": labels, **{name: getattr(args, name) for name in names},
+    }  # fmt: skip
+    model = train_segmenter(
+        args, accelerator, settings, model, cache, on_step=validation, processor=processor, identity=identity
+    )
+    if accelerator.is_main_process:
+        model.drop_text_encoder()
+        description = f"VPL, trained on {len(masks)} images with image tags of {len(labels)} labels; no mask was read."
+        card = run_card(
+            args, "train_vpl", "VPL", description, masks.description, validation,
+            limits=["It knows the classes it was trained for and no others."], base_model=args.model_name_or_path,
+        )  # fmt: skip
+        publish(model, processor, settings, card)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
+def run(args: argparse.Namespace) -> None:
     settings = TrainingSettings.from_arguments(args)
+    localization_settings(args)  # refused before anything is read
+    PrototypeSettings(**config_values(args, PrototypeArguments))
+    if "segmenter" in args.stages:
+        check_hub_access(settings)
+    warn_of_drawn_clip(args)
     accelerator = make_accelerator(settings)
     folder = Path(args.output_dir)
-    source = open_source(args)
+    source = open_tags(args)
 
     model, processor = build_localizer(args)
     model.to(accelerator.device)
@@ -200,11 +243,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if "segmenter" in args.stages:
         masks = PseudoMasks(source, folder / "pseudo_labels", list(model.config.id2label.values()), args.confidence)
-        with accelerator.main_process_first():
-            cache = cache_blocks(args, model, processor, masks)
-        model = train_segmenter(args, accelerator, settings, model, cache)
-        if accelerator.is_main_process:
-            save(model, processor, settings)
+        run_segmenter(args, accelerator, settings, model, processor, masks)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_command(run, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

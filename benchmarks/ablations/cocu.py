@@ -58,7 +58,7 @@ VARIANTS: dict[str, list[str]] = {
     "CoCu, pooled before projection": [*CURATED, "--pooling", "before_projection"],
 }
 STARTS = {
-    "noise": ["--model_config", "tiny", "--max_train_steps", "2000", "--warmup_steps", "200", "--eval_steps", "250"],
+    "noise": ["--model_config", "tiny", "--max_train_steps", "2000", "--warmup_steps", "200", "--validation_steps", "250"],
     "clip": ["--start_from_clip", "{clip}", "--freeze_vision"],
 }
 MAIN_VARIANTS = ("GroupViT", "CoCu", "oracle concepts")
@@ -107,7 +107,7 @@ def curate(args: argparse.Namespace, kind: str, seed: int) -> ConceptTable:
         if not (folder / "concepts.parquet").is_file():
             write_oracle(folder, scenes(args, seed, args.omission_rate if kind == "oracle" else 0.0))
         return ConceptTable(folder)
-    options = ["--output_dir", str(folder), "--model_name_or_path", args.clip, "--max_train_samples", str(args.images)]
+    options = ["--output_dir", str(folder), "--model_name_or_path", args.clip, "--limit", str(args.images)]
     options += ["--data_seed", str(seed), "--seed", str(seed), "--omission_rate", str(args.omission_rate)]
     if kind == "closed":
         words = Path(args.output_dir) / "toyscapes-classes.txt"
@@ -216,7 +216,7 @@ def train_variant(args: argparse.Namespace, variant: str, seed: int) -> None:
         options += ["--omission_rate", str(args.omission_rate)]
     options += [
         "--output_dir", str(folder), "--cache_dir", str(Path(args.output_dir) / "cache"), "--seed", str(seed),
-        "--data_seed", str(seed), "--max_train_samples", str(args.images),
+        "--data_seed", str(seed), "--limit", str(args.images),
         "--resume_from_checkpoint", "latest",
         *(word for option in args.training_options for word in option.split()),
     ]  # fmt: skip

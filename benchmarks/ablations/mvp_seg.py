@@ -128,7 +128,7 @@ class Study:
         self.cache_dir = str(self.folder / "cache")
         self.keep_residual = arguments.keep_residual
         self.processor = SegmentationProcessor.from_clip(self.clip, templates="name")
-        self.mask_clip = MaskClipForSemanticSegmentation.from_clip(self.clip, keep_residual=self.keep_residual == "yes")
+        self.mask_clip = MaskClipForSemanticSegmentation.from_clip(self.clip, keep_residual=self.keep_residual)
         source = load_source("toyscapes", arguments.split, limit=TEST_IMAGES, seed=0)
         self.split = choose_split(source.class_names, arguments.unseen)
         true_unseen = choose_split(source.class_names, "toyscapes").unseen_ids
@@ -140,7 +140,7 @@ class Study:
     def shared_options(self, seed: int, output_dir: Path) -> list[str]:
         return [
             "--output_dir", str(output_dir), "--seed", str(seed), "--cache_dir", self.cache_dir,
-            "--max_train_samples", str(TRAIN_IMAGES), "--unseen", ",".join(self.split.unseen_names),
+            "--limit", str(TRAIN_IMAGES), "--unseen", ",".join(self.split.unseen_names),
         ]  # fmt: skip
 
     def baselines(self) -> dict:
@@ -188,7 +188,7 @@ class Study:
         return train_mvp_seg.run(
             train_mvp_seg.parse_arguments(
                 [*self.shared_options(seed, output_dir), "--model_name_or_path", self.clip,
-                 "--keep_residual", self.keep_residual, *options]
+                 "--keep_residual" if self.keep_residual else "--no-keep_residual", *options]
             )
         )  # fmt: skip
 
@@ -307,7 +307,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/mvp-seg-ablations")
     parser.add_argument("--clip", default="model_cards/clip-toyscapes")
-    parser.add_argument("--keep_residual", choices=("yes", "no"), default="no")
+    parser.add_argument("--keep_residual", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--split", default="test", help="scenes that are scored")
     parser.add_argument("--unseen", default="toyscapes")
     parser.add_argument("--tuning", action="store_true", help="leave the unseen classes of Toyscapes out of the scores")

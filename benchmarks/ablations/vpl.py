@@ -44,7 +44,7 @@ CHOSEN = train_vpl.parse_arguments(["--output_dir", "unused"])
 ROUNDS = CHOSEN.rounds
 REFINEMENT = CHOSEN.refinement
 
-OURS = PrototypeSettings(CHOSEN.rule, CHOSEN.region_maps, targets=CHOSEN.targets, centred=CHOSEN.centred == "yes")
+OURS = PrototypeSettings(CHOSEN.rule, CHOSEN.region_maps, targets=CHOSEN.targets, centred=CHOSEN.centred)
 SIMILARITY = replace(OURS, rule="centroid", region_maps="similarity", sharpness=3.0)
 RULES = {
     "closed-form step (ours)": (OURS, ROUNDS),
@@ -68,10 +68,7 @@ SEGMENTERS = {
 
 
 def chosen_localization() -> LocalizationSettings:
-    return LocalizationSettings(
-        CHOSEN.attention_variant, CHOSEN.keep_residual == "yes", CHOSEN.cam_scale, CHOSEN.affinity_layers,
-        CHOSEN.affinity_threshold,
-    )  # fmt: skip
+    return train_vpl.localization_settings(CHOSEN)
 
 
 def vision_prototypes(scenes: FrozenScenes, text: torch.Tensor, settings: PrototypeSettings, rounds: int = ROUNDS):

@@ -91,7 +91,7 @@ def run(data: Path, output_dir: Path, options: Sequence[str]) -> dict[str, dict]
     train, test = (load_source(str(folder), split) for split in ("train", "test"))
     num_classes = len(train.class_names)
     figures = score_baselines(train, test, num_classes)
-    arguments = ["--dataset_name", str(folder), "--output_dir", str(output_dir / "run"), *options]
+    arguments = ["--dataset_name", str(folder), "--preset", "toyscapes", "--output_dir", str(output_dir / "run"), *options]
     model = train_mta_clip.run(train_mta_clip.parse_arguments(arguments))
     processor = SegmentationProcessor.from_pretrained(output_dir / "run" / "final")
     scores = score(model, processor, test, None, num_classes, Accelerator())

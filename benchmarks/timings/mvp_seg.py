@@ -27,8 +27,10 @@ from hf_clipseg import (
 )
 from training import train_mvp_seg
 from training.data.feature_cache import cache_features, crop, stack
-from training.data.zero_shot import choose_split
+from training.data.openers import open_masks
+from training.data.zero_shot import choose_split, crop_settings
 from training.engine.loop import SampleKey
+from training.engine.memory import enable_checkpointing
 
 
 def seconds(function) -> float:
@@ -87,13 +89,13 @@ class RecomputedCrops(train_mvp_seg.SeenCrops):
 
 def epoch(arguments: argparse.Namespace) -> None:
     """Times one epoch of 256 scenes in batches of 16, first the data alone, then with forward, backward and step."""
-    options = ["--output_dir", "unused", "--model_name_or_path", arguments.clip, "--max_train_samples", "256"]
+    options = ["--output_dir", "unused", "--model_name_or_path", arguments.clip, "--limit", "256"]
     args = train_mvp_seg.parse_arguments(options)
     processor = SegmentationProcessor.from_clip(args.model_name_or_path, templates="name")
     model = train_mvp_seg.build_model(args, processor).train()
-    source = train_mvp_seg.open_training_data(args)
+    source = open_masks(args, limit=args.limit, size=(args.image_size, args.image_size))
     split = choose_split(source.class_names, args.unseen)
-    cache = cache_features(model, source, processor, train_mvp_seg.crop_settings(args, model.clip.patch_size))
+    cache = cache_features(model, source, processor, crop_settings(args, model.clip.patch_size))
     losses = train_mvp_seg.make_losses(args, model, processor, split, "cpu")
     optimizer = train_mvp_seg.make_optimizer(args, model)
     cached, recomputed = train_mvp_seg.SeenCrops(cache, split), RecomputedCrops(cache, split, model)
@@ -119,7 +121,7 @@ def memory(arguments: argparse.Namespace) -> None:
     config = MvpSegConfig(clip_config=CLIPConfig(vision_config={"patch_size": 16}).to_dict())
     model = MvpSegForSemanticSegmentation(config).train()
     if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
     words = torch.randint(1000, 40_000, (150, 3))
     end = config.clip_config.text_config.eos_token_id
     input_ids = torch.cat([torch.full((150, 1), 49406), words, torch.full((150, 1), end)], dim=1)

@@ -216,7 +216,7 @@ def workplace(tmp_path_factory):
 
 
 def arguments_for(workplace, output=None):
-    arguments = [str(workplace / "model"), "--dataset", str(workplace / "data"), "--split", "test"]
+    arguments = [str(workplace / "model"), "--dataset_name", str(workplace / "data"), "--split", "test"]
     return arguments + (["--output", str(output)] if output else [])
 
 
@@ -233,7 +233,7 @@ def test_the_command_end_to_end(workplace, tmp_path, capsys):
     assert (results["num_images"], results["split"], results["class_names"]) == (5, "test", CLASS_NAMES)
     assert results["command"].startswith("python -m training.evaluate ") and "--oracle" in results["command"]
     assert results["versions"]["torch"] == torch.__version__
-    assert {"commit", "dirty", "date", "dataset", "seed", "limit", "model"} <= set(results)
+    assert {"commit", "dirty", "date", "dataset_name", "seed", "limit", "model"} <= set(results)
     assert Image.open(output.with_suffix(".png")).width == 3 * 248 + 8
 
 
@@ -246,7 +246,7 @@ def test_options_change_the_figures_they_should(workplace, tmp_path):
     plain = figures_of(workplace, tmp_path)
     for options in (["--image_size", "64"], ["--window", "16"], ["--flip"], ["--refinement", "pamr"]):
         assert figures_of(workplace, tmp_path, *options)["pixel_accuracy"] != plain["pixel_accuracy"], options
-    for options in (["--attention_variant", "naclip"], ["--keep_residual", "no"], ["--templates", "the {}"]):
+    for options in (["--attention_variant", "naclip"], ["--no-keep_residual"], ["--templates", "the {}"]):
         assert figures_of(workplace, tmp_path, *options)["pixel_accuracy"] != plain["pixel_accuracy"], options
     assert figures_of(workplace, tmp_path, "--image_size", "64")["grid_limit"] > plain["grid_limit"]
     assert figures_of(workplace, tmp_path, "--limit", "2")["num_images"] == 2
@@ -279,11 +279,11 @@ def test_a_checkpoint_without_its_text_encoder_is_scored_on_its_baked_classes(wo
         (["--classes", "sky,sea,sea"], "given twice"),
         (["--unseen", "ship"], "the classes are"),
         (["--split", "validation"], "validation"),
-        (["--dataset", "nobody/nothing"], "--dataset nobody/nothing cannot be opened"),
+        (["--dataset_name", "nobody/nothing"], "--dataset_name nobody/nothing cannot be opened"),
         (["--pictures", "1"], "pass --output"),
         (["--window", "18"], "try window 20"),
         (["--image_size", "0"], "--image_size is 0"),
-        (["--templates", "photo of"], "exactly once"),
+        (["--templates", "photo of"], "no template with"),
     ],
 )
 def test_errors_are_one_line_that_names_the_fix(workplace, options, message):
@@ -300,7 +300,7 @@ def test_a_missing_checkpoint_and_masks_that_do_not_fit(workplace, tmp_path):
         Image.new("L", size).save(tmp_path / "data" / kind / "odd.png")
     (tmp_path / "data" / "classes.txt").write_text("sky\nsea\nboat")
     with pytest.raises(SystemExit, match="'odd' differ in size"):
-        main([str(workplace / "model"), "--dataset", str(tmp_path / "data")])
+        main([str(workplace / "model"), "--dataset_name", str(tmp_path / "data"), "--split", "train"])
 
 
 def test_two_processes_give_the_figures_of_one(workplace, tmp_path):

@@ -255,7 +255,7 @@ def test_resizing_is_the_mean_of_what_a_pixel_covers_and_jitter_keeps_hue():
 def train_tiny(folder, tmp_path, steps=6, **options):
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     arguments = {
-        "output_dir": folder, "clip_config": tmp_path / "config.json", "cache_dir": tmp_path / "cache", "max_train_samples": 10,
+        "output_dir": folder, "clip_config": tmp_path / "config.json", "cache_dir": tmp_path / "cache", "limit": 10,
         "max_train_steps": steps, "train_batch_size": 4, "warmup_steps": 2, "validation_steps": 3, "logging_steps": 3,
         "checkpointing_steps": 3, "checkpoints_total_limit": 5, "mixed_precision": "bf16", **options,
     }  # fmt: skip

@@ -17,6 +17,7 @@ from PIL import Image
 from hf_clipseg import MtaClipForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.processing.inference import segment
 from training import train_mta_clip
+from training.data.openers import open_masks
 
 from ..tiny import save_tiny_clip
 
@@ -158,7 +159,7 @@ def test_baseline_ablation_and_average(clip_folder, data, tmp_path, more):
 
 def test_learning_rates_and_decay(clip_folder, data, tmp_path):
     args = train_mta_clip.parse_arguments(options(clip_folder, data, tmp_path, "--layer_decay", "0.5"))
-    source = train_mta_clip.open_source(args, "train", None)
+    source = open_masks(args)
     model = train_mta_clip.build_model(
         args, train_mta_clip.make_processor(args), train_mta_clip.choose_class_names(args, source)
     )
@@ -264,7 +265,7 @@ def test_a_kill_while_saving_leaves_no_half_written_checkpoint(clip_folder, data
 
     monkeypatch.setattr(MtaClipForSemanticSegmentation, "save_pretrained", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(clip_folder, data, tmp_path)
+        train(clip_folder, data, tmp_path, "--resume_from_checkpoint", "latest")
     assert (tmp_path / "final" / "model.safetensors").read_bytes() == before
 
 
@@ -301,7 +302,7 @@ def test_ade20k_labels_are_reduced(clip_folder, real_data, tmp_path):
     model = train(clip_folder, folder, tmp_path / "run", "--reduce_labels", "--max_train_steps", "2")
     assert model.config.num_labels == 150
     args = train_mta_clip.parse_arguments(options(clip_folder, folder, tmp_path, "--reduce_labels"))
-    source = train_mta_clip.open_source(args, "train", None)
+    source = open_masks(args)
     stored = np.array(Image.open(folder / "masks" / f"{source[0]['key']}.png")).astype(int)
     expected = np.where(stored == 0, 255, stored - 1)
     assert np.array_equal(source[0]["mask"], expected)

@@ -117,7 +117,7 @@ def test_resuming_gives_the_very_same_model(script, trained, clip_folder, data, 
     assert (tmp_path / "checkpoint-3").is_dir()
     assert same_weights(run("--resume_from_checkpoint", "latest"), whole)
     steps = [row["step"] for row in log(tmp_path)]
-    assert steps == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("script", ["prompts", "student"])
@@ -193,7 +193,7 @@ def test_real_photographs_as_a_folder(real_data, clip_folder, tmp_path):
     names = json.loads((real_data / "msrc_v2" / "classes.json").read_text())["classes"]
     (tmp_path / "names.txt").write_text("\n".join(names))
     options = [
-        "--classes_file", str(tmp_path / "names.txt"), "--unseen", "cow,boat,flower", "--max_train_samples", "24",
+        "--classes", str(tmp_path / "names.txt"), "--unseen", "cow,boat,flower", "--limit", "24",
         "--max_train_steps", "12", "--train_batch_size", "24", "--anchor_weight", "0",
     ]  # fmt: skip
     train_prompts(clip_folder, real_data / "msrc_v2", tmp_path, *options)

@@ -18,12 +18,14 @@ import pyarrow.parquet as parquet
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer
 
 from hf_clipseg import SegmentationImageProcessor
+from hf_clipseg.clip.clip_checkpoint import load_whole
 from hf_clipseg.clip.text_bank import weights_fingerprint
 
-from ..data.caption_sources import key_of, open_captions
+from ..data.caption_sources import key_of
+from ..data.sources import load_captions
 from ..engine.provenance import write_json
 from .concept_search import EXACT, load_index, nearest
 from .concepts import cluster, expand, random_for, rank
@@ -38,7 +40,23 @@ RANK_BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class CurationSettings:
-    """What decides the result, and what only decides how it is computed (`batch_size` and below)."""
+    """What decides the result, and what only decides how it is computed (`batch_size` and below).
+
+    Args:
+        output_dir: sidecars go to <output_dir>/concepts, a summary to summary.json
+        dataset_name, split, source_options: what `load_captions` opens
+        model_name_or_path: any CLIP checkpoint
+        num_neighbours: images whose concepts are added
+        index: `flat` (exact) or what FAISS shall build, such as IVF1024,SQfp16
+        num_probes: IVF cells searched per image
+        over_fetch: IVF candidates scored exactly, per neighbour
+        train_size: images that IVF cells are learnt from
+        shard_size: images per file
+        seed: of k-means and of the images an index learns from
+        batch_size: images per forward pass
+        num_workers: processes that decode images, per process
+        device: where CLIP runs
+    """
 
     output_dir: str
     dataset_name: str
@@ -57,7 +75,7 @@ class CurationSettings:
     device: str = "cpu"
 
     def open_source(self):
-        return open_captions(self.dataset_name, self.split, **self.source_options)
+        return load_captions(self.dataset_name, self.split, **self.source_options)
 
     def store(self, num_rows: int) -> CurationStore:
         return CurationStore(self.output_dir, -(-num_rows // self.shard_size))
@@ -68,7 +86,7 @@ class ClipEncoder:
 
     def __init__(self, model_name_or_path: str, device: str):
         self.device = torch.device(device)
-        self.model = CLIPModel.from_pretrained(model_name_or_path).eval().to(self.device)
+        self.model = load_whole(model_name_or_path).eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
         side = self.model.config.vision_config.image_size
         self.image_processor = SegmentationImageProcessor(

@@ -60,7 +60,8 @@ def read_caption_file(path: Path) -> dict[str, list[str]]:
         return read_coco_captions(path)
     captions: dict[str, list[str]] = {}
     for number, row in enumerate(read_json_lines(path) if path.suffix == ".jsonl" else read_table(path), 1):
-        image, text = (next((row[name] for name in names if row.get(name)), None) for names in (IMAGE_COLUMNS, CAPTION_COLUMNS))
+        image = next((row[name] for name in IMAGE_COLUMNS if row.get(name)), None)
+        text = next((row[name] for name in CAPTION_COLUMNS if row.get(name) is not None), None)  # may be empty: see CoCu
         if image is None or text is None:
             raise ValueError(
                 f"{path}, row {number}: an image or a caption is missing; the columns must be image and caption, they are "

@@ -7,13 +7,16 @@ transductive setting of MaskCLIP+ (arXiv 2112.01071) and ZegCLIP (arXiv 2212.035
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from transformers.hf_argparser import HfArg
 
 from hf_clipseg.clip.text_bank import normalise_class_names, resolve_templates
 from hf_clipseg.constants import IGNORE_INDEX
 
-from .splits import unseen_class_ids
+from .feature_cache import CropSettings
+from .splits import SPLITS, unseen_class_ids
 
 
 class ZeroShotLabels:
@@ -133,25 +136,21 @@ def check_prompts_fit(processor, class_names: Sequence, templates, num_prompt_to
                 )
 
 
-def add_zero_shot_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments about data that both training scripts share."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset_name", default="toyscapes", help="'toyscapes', a Hub id, or a folder (%(default)s)")
-    group.add_argument("--dataset_config", help="configuration of a Hub data set")
-    group.add_argument("--train_split", default="train", help="(%(default)s)")
-    group.add_argument("--image_column", help="where it cannot be guessed")
-    group.add_argument("--mask_column", help="where it cannot be guessed")
-    group.add_argument("--classes_file", help="class names by id, where the data set does not name them")
-    group.add_argument("--reduce_labels", action="store_true", help="0 means unlabelled in the masks; class 0 is stored as 1")
-    group.add_argument("--max_train_samples", type=int, default=1200, help="images used (%(default)s)")
-    group.add_argument(
-        "--unseen", default="toyscapes",
-        help="classes whose masks are withheld: a preset (toyscapes, voc_15_5, coco_stuff_156_15, context_49_10) or names "
-        "parted by commas (%(default)s)",
-    )  # fmt: skip
-    group.add_argument("--image_size", type=int, default=128, help="side of the training crops in pixels (%(default)s)")
-    group.add_argument(
-        "--crops_per_image", type=int, default=1, help="fixed crops of each image, the first centred (%(default)s)"
+@dataclass
+class ZeroShotArguments:
+    """What both scripts of zero-shot segmentation are told about their data."""
+
+    _argument_group_name = "zero-shot"
+
+    unseen: str | None = HfArg(
+        default=None, help=f"classes whose masks are withheld: names parted by commas, or one of {', '.join(SPLITS)}"
     )
-    group.add_argument("--label_cells", type=int, default=2, help="label cells per patch and side, for the loss (%(default)s)")
-    group.add_argument("--cache_dir", help="keep the cache on disk, in this folder; default: in memory")
+    image_size: int = HfArg(default=224, help="side of the training crops in pixels")
+    crops_per_image: int = HfArg(default=1, help="fixed crops of each image, the first centred")
+    label_cells: int = HfArg(default=2, help="label cells per patch and side, for the loss")
+    cache_dir: str | None = HfArg(default=None, help="keep the cache on disk, in this folder; default: in memory")
+
+
+def crop_settings(args: argparse.Namespace, patch_size: int) -> CropSettings:
+    label_size = args.label_cells * (-(-args.image_size // patch_size))
+    return CropSettings(args.image_size, args.crops_per_image, label_size=label_size)

@@ -2,14 +2,13 @@
 
 Every command takes its data by the flags of `DataArguments` and of the class for what it reads besides images: masks, captions
 or tags. What a method's configuration documents is not written down again: `config_arguments` makes the flags from it.
-Defaults that belong to one data set, Toyscapes above all, are in `recipes`; here are those of data nobody has seen yet.
+Defaults that belong to one data set, Toyscapes above all, are in `dataset_defaults`; here are those of data nobody knows.
 """
 
 import argparse
 import dataclasses
 import re
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from .dataset_defaults import recipe
+from .dataset_defaults import defaults_for
 
 
 @dataclass
@@ -35,17 +34,25 @@ class DataArguments:
 
 
 @dataclass
+class ClassArguments:
+    """What the classes are called."""
+
+    _argument_group_name = "classes"
+
+    classes: str | None = HfArg(
+        default=None,
+        help="class names in the order of the ids: parted by commas, synonyms by '|'; or a file with one class per line; "
+        "default: the data set's",
+    )
+
+
+@dataclass
 class MaskArguments:
     """How masks become class ids."""
 
     _argument_group_name = "masks"
 
     mask_column: str | None = HfArg(default=None, help="where it cannot be guessed")
-    classes: str | None = HfArg(
-        default=None,
-        help="class names in the order of the mask ids: parted by commas, synonyms by '|'; or a file with one class per line; "
-        "default: the data set's",
-    )
     reduce_labels: bool = HfArg(default=False, help="masks count from 1, and 0 is unlabelled")
     ignore_label: int | None = HfArg(default=None, help="mask value that is unlabelled, beside 255")
     id_map: str | None = HfArg(default=None, help="JSON file: value in the mask -> class id, or 255 for unlabelled")
@@ -64,6 +71,15 @@ class CaptionArguments:
 
 
 @dataclass
+class CaptionImageArguments:
+    """What curation and CoCu's training must be told alike."""
+
+    _argument_group_name = "captions"
+
+    image_size: int = HfArg(default=128, help="side of the images in the training cache, and of Toyscapes scenes")
+
+
+@dataclass
 class TagArguments:
     """What belongs to images with tags."""
 
@@ -71,9 +87,6 @@ class TagArguments:
 
     labels_csv: str | None = HfArg(default=None, help="for a folder: a CSV with the columns file and labels (parted by ';')")
     labels_column: str | None = HfArg(default=None, help="where it cannot be guessed")
-    classes: str | None = HfArg(
-        default=None, help="all classes: parted by commas, synonyms by '|'; or a file; default: the data set's"
-    )
 
 
 @dataclass
@@ -120,26 +133,32 @@ class CommandParser(HfArgumentParser):
         else:
             HfArgumentParser._parse_dataclass_field(parser, field)
 
-    def parse_with_recipe(self, arguments: Sequence[str] | None, command: str) -> argparse.Namespace:
-        """Parses after the defaults of `recipes` for the data set that `--dataset_name` names are set."""
+    def parse_for_dataset(self, arguments: Sequence[str] | None, command: str) -> argparse.Namespace:
+        """Parses after the defaults for the data set that `--dataset_name` names are set."""
         probe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         probe.add_argument("--dataset_name", default=self.get_default("dataset_name"))
-        self.set_defaults(**recipe(command, probe.parse_known_args(arguments)[0].dataset_name))
+        self.set_defaults(**defaults_for(command, probe.parse_known_args(arguments)[0].dataset_name))
         return self.parse_args(arguments)
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        """As in argparse; the result also holds what was parsed, as `command_line`."""
+        parsed = super().parse_args(args, namespace)
+        parsed.command_line = sys.argv[1:] if args is None else list(args)
+        return parsed
 
-def config_arguments(config_class: type, names: Sequence[str], title: str, **defaults: Any) -> type:
+
+def config_arguments(config_class: type, names: Sequence[str], title: str) -> type:
     """A dataclass of some fields of `config_class`, with its types, defaults and documentation.
 
     Args:
         config_class: a configuration, or a dataclass of settings.
         names: the fields that become flags.
         title: of their group in `--help`.
-        defaults: those in which the script differs.
     """
-    hints = typing.get_type_hints(config_class)
-    known = {field.name: field.default for field in dataclasses.fields(config_class)} | defaults
-    fields = [(name, hints[name], HfArg(default=known[name], help=documentation(config_class, name))) for name in names]
+    known = {field.name: field for field in dataclasses.fields(config_class)}
+    fields = [
+        (name, known[name].type, HfArg(default=known[name].default, help=documentation(config_class, name))) for name in names
+    ]
     return dataclasses.make_dataclass(f"{config_class.__name__}Arguments", fields, namespace={"_argument_group_name": title})
 
 
@@ -163,9 +182,10 @@ def documentation(documented: type, name: str) -> str:
     raise ValueError(f"the docstring of {documented.__name__} does not say what {name} is")
 
 
-def config_values(args: argparse.Namespace, arguments_class: type) -> dict[str, Any]:
-    """The options of one group as keyword arguments: of a configuration, or of a dataclass of settings."""
-    return {field.name: getattr(args, field.name) for field in dataclasses.fields(arguments_class)}
+def config_values(args: argparse.Namespace, arguments_class: type, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    """The options of one group by name: keyword arguments of a configuration, or a part of a run's identity."""
+    names = [field.name for field in dataclasses.fields(arguments_class)]
+    return {name: getattr(args, name) for name in names if name not in leave_out}
 
 
 def run_command(run: Callable[[argparse.Namespace], Any], parse: Callable, arguments: Sequence[str] | None) -> None:

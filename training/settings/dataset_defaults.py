@@ -1,4 +1,4 @@
-"""What a command leaves open, by the data set that it is run on; Toyscapes' recipes made the shipped checkpoints.
+"""What a command leaves open, by the data set that it is run on; those for Toyscapes made the shipped checkpoints.
 
 Only what a data set decides is here: sizes, scene options, held-out classes. What a method decides is the default of its
 options, so that nothing of Toyscapes reaches other data.
@@ -8,6 +8,8 @@ import argparse
 import logging
 from collections.abc import Mapping
 from typing import Any
+
+from hf_clipseg.toyscapes import CAPTION_NOUNS
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +21,7 @@ TOYSCAPES: dict[str, dict[str, Any]] = {
     },
     "curate_concepts": {"omission_rate": 0.5},
     "train_cocu": {
-        "omission_rate": 0.5, "validation_dataset_name": "toyscapes", "validation_limit": 100, "validation_steps": 60,
+        "omission_rate": 0.5, "validation_dataset_name": "toyscapes", "validation_split": "validation", "top_classes": 8,
     },
     "train_vpl": {
         "image_size": 128, "label_size": 64, "attention_variant": "value", "keep_residual": False, "cam_scale": 1.0,
@@ -29,7 +31,7 @@ TOYSCAPES: dict[str, dict[str, Any]] = {
     "train_mvp_seg_plus": {
         "limit": 1200, "unseen": "toyscapes", "image_size": 128, "teacher": "model_cards/mvp-seg-toyscapes",
     },
-    "train_mta_clip": {"preset": "toyscapes"},
+    "train_mta_clip": {"preset": "toyscapes", "keep_images": True},
 }  # fmt: skip
 
 MTA_CLIP_PRESETS: dict[str, dict[str, Any]] = {
@@ -52,9 +54,14 @@ MTA_CLIP_PRESETS: dict[str, dict[str, Any]] = {
 """What differs from the defaults of `training.train_mta_clip`, which are the paper's."""
 
 
-def recipe(command: str, dataset_name: str) -> Mapping[str, Any]:
+def defaults_for(command: str, dataset_name: str) -> Mapping[str, Any]:
     """Defaults of `python -m training.<command>` on a data set; empty for all but Toyscapes."""
     return TOYSCAPES.get(command, {}) if dataset_name == "toyscapes" else {}
+
+
+def nouns_for(dataset_name: str) -> Mapping[str, str] | None:
+    """Phrase -> concept of a data set whose captions are written by rules; None where concepts have to be mined."""
+    return CAPTION_NOUNS if dataset_name == "toyscapes" else None
 
 
 def warn_of_drawn_clip(args: argparse.Namespace) -> None:

@@ -81,7 +81,7 @@ def test_captions_are_divided_by_image_and_limited_by_seed(tmp_path):
     "name, content, words",
     [
         ("captions.csv", "image,caption\na.png,sea\nz.png,sand\n", ["1 are not in", "z.png"]),
-        ("captions.csv", "image,caption\na.png,\n", ["row 1", "missing"]),
+        ("captions.csv", "image,caption\na.png\n", ["row 1", "missing"]),
         ("captions.jsonl", '{"image": "a.png"}\n', ["row 1", "missing"]),
         ("captions.jsonl", "nothing\n", ["line 1 is no JSON"]),
         ("captions.json", "[]", ["not in COCO's format"]),
