@@ -2,9 +2,11 @@
 
     python -m training.export runs/mine/checkpoint-500 --output runs/mine/step-500
     python -m training.export runs/mine/checkpoint-500 --output step-500 --classes "sky, boat|ship"
+    python -m training.export model_cards/vpl-toyscapes --output vpl-onnx --format onnx
 
 The averaged weights are taken where the run keeps an average. Open-vocabulary models whose classes are baked in at the end of
-training get those of the run, or the ones that `--classes` names.
+training get those of the run, or the ones that `--classes` names. `--format onnx` and `torch` write one graph, which needs
+neither this package nor a text encoder, of a checkpoint or of a finished model folder: see `graph_export`.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from typing import Any
 
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
 import hf_clipseg
 from hf_clipseg import SegmentationProcessor
@@ -25,9 +27,10 @@ from hf_clipseg.atomic import replace_folder
 from hf_clipseg.clip.text_bank import parse_class_names
 from hf_clipseg.hub_export import add_code
 
-from .engine.checkpoints import EMA_FILE, EXPORT_FOLDER, read_state
+from .engine.checkpoints import EMA_FILE, EXPORT_FOLDER, STATE_FILE, read_state
 from .engine.provenance import provenance
 from .engine.result_card import ResultCard, write_card
+from .graph_export import FORMATS, export_graph
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +39,10 @@ WEIGHTS_FILE = "model.safetensors"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="a folder checkpoint-N of any training script")
+    parser.add_argument("checkpoint", help="a folder checkpoint-N of any training script; for a graph, a model folder, too")
     parser.add_argument("--output", required=True, help="the folder to write; it must not exist")
     parser.add_argument("--classes", help="bake these in: parted by commas, synonyms by '|' (default: those of the run)")
+    parser.add_argument("--format", choices=["folder", *FORMATS], default="folder", help="a model folder, or one graph")
     parser.add_argument("--drop_text_encoder", action="store_true", help="keep the baked classes only")
     return parser
 
@@ -79,7 +83,7 @@ def bake_classes(model: Any, processor: Any, checkpoint: Path, classes: str | No
     names = parse_class_names(classes) if classes else None
     if names is None and getattr(model.config, "class_names", None) is None:
         names = read_state(checkpoint)["identity"].get("class_names")
-    if names is None:
+    if not names:
         return
     if processor is None or not getattr(model, "open_vocabulary", hasattr(model, "set_classes")):
         raise ValueError(f"{type(model).__name__} takes no other classes than it was trained for: leave --classes out")
@@ -118,9 +122,27 @@ def checkpoint_card(checkpoint: Path, output: Path) -> ResultCard:
     )
 
 
+def export_as_graph(source: str | Path, output: str | Path, graph_format: str, classes: str | None = None) -> None:
+    """Writes the graph of a training checkpoint or of a model folder; see `graph_export.export_graph`."""
+    source = Path(source)
+    if (source / "config.json").is_file() and not (source / STATE_FILE).is_file():
+        model = AutoModelForSemanticSegmentation.from_pretrained(source)
+        processor = SegmentationProcessor.from_pretrained(source)
+        if classes:
+            model.set_classes(parse_class_names(classes), processor)
+    else:
+        model, processor = load_trained(source), load_processor(source)
+        bake_classes(model, processor, source, classes)
+    export_graph(model, processor, output, graph_format)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     try:
+        if args.format != "folder":
+            export_as_graph(args.checkpoint, args.output, args.format, args.classes)
+            print(f"{args.output} holds {FORMATS[args.format]} and what belongs to it")
+            return
         export(args.checkpoint, args.output, args.classes, args.drop_text_encoder)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

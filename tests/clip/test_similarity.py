@@ -32,6 +32,7 @@ def test_synonyms_take_the_maximum(counts, random):
     for class_id in range(len(counts)):
         rows = [row for row, owner in enumerate(class_ids) if owner == class_id]
         assert torch.equal(best[:, class_id], maps[:, rows].amax(dim=1))
+    assert torch.equal(max_over_synonyms(maps, class_ids), best)  # plain numbers, as baked classes have them
 
 
 @pytest.mark.parametrize("budget", [1, 40 * 61 * 3, 2**25])
