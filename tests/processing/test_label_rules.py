@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from hf_clipseg.processing import label_rules
 from hf_clipseg.processing.image_processing_segmentation import SegmentationImageProcessor
-from hf_clipseg.processing.label_rules import LabelRule, rule_labels
+from hf_clipseg.processing.label_rules import LabelRule, presence_scores, rule_labels
 from hf_clipseg.refinement.pamr import pamr
 
 CLASS_IDS = [0, 0, 0, 1, 2, 2, 3]  # background has three words, class 2 two names
@@ -72,6 +72,18 @@ def test_a_batch_in_post_processing_equals_its_images():
         assert torch.equal(own, by_definition(scores, size, rule))
     plain = processor.post_process_semantic_segmentation({"logits": logits}, rule=LabelRule())
     assert torch.equal(torch.stack(plain), logits.argmax(1))
+
+
+def test_names_that_are_not_in_the_picture_get_no_pixel():
+    scores = torch.zeros(3, 2, 2)
+    scores[0, 0], scores[1, 1], scores[2, 1, 1] = 4.0, 3.0, 3.5
+    probabilities = scores.softmax(0).flatten(1).amax(1)
+    assert torch.equal(presence_scores(scores), probabilities)
+    assert torch.equal(presence_scores(scores, [1, 0, 0]), torch.stack([probabilities[1:].max(), probabilities[0]]))
+    threshold = float(probabilities.sort().values[:2].mean())  # between the least and the second most present
+    kept = rule_labels(scores, None, (2, 2), LabelRule(min_presence=threshold))
+    assert kept.tolist() == [[0, 0], [1, 1]] and rule_labels(scores, None, (2, 2), LabelRule()).tolist() == [[0, 0], [1, 2]]
+    assert rule_labels(scores, None, (2, 2), LabelRule(min_presence=1.0)).unique().tolist() == [0]
 
 
 @pytest.mark.parametrize(

@@ -251,13 +251,16 @@ class ProtocolArguments:
         default=OUTPUT_STRIDE, help="pixels per cell of the canvas that windows are stitched on: 4 is fast, 1 exact"
     )
     min_probability: float = HfArg(default=0.0, help="pixels whose best class is less probable become class 0; 0 is off")
+    min_presence: float = HfArg(
+        default=0.0, help="classes that are nowhere more probable than this get no pixel; 0 is off, 0.5 is MaskCLIP's"
+    )
     min_area: float = HfArg(default=0.0, help="classes that cover a smaller share of all but class 0 are dropped; 0 is off")
 
 
 DECIDED = {
     "classes": None, "templates": None, "attention_variant": None, "keep_residual": None, "image_size": None, "window": None,
     "stride": None, "refinement": None, "flip": False, "scales": [1.0], "output_stride": OUTPUT_STRIDE, "min_probability": 0.0,
-    "min_area": 0.0,
+    "min_area": 0.0, "min_presence": 0.0,
 }  # fmt: skip
 """Options of `training.evaluate` that a protocol decides, and what they are when they are left out."""
 
@@ -306,7 +309,8 @@ def open_original(arguments: argparse.Namespace, split: str, limit: int | None):
 
 def label_options(arguments: argparse.Namespace) -> dict:
     """What the options beside `--protocol` say to `hf_clipseg.processing.inference.segment`."""
-    rule = LabelRule(min_probability=arguments.min_probability, min_area=arguments.min_area)
+    names = ("min_probability", "min_presence", "min_area")
+    rule = LabelRule(**{name: getattr(arguments, name) for name in names})
     return {"output_stride": arguments.output_stride, "rule": None if rule.is_plain else rule}
 
 
