@@ -1,16 +1,23 @@
 """What `--mixed_precision auto` means on this machine."""
 
+import logging
 import os
 
 import torch
 from accelerate.commands.config import default_config_file, load_config_from_file
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_precision(setting: str) -> str:
     """`setting`; for `auto` what the user told Accelerate, or else `bf16` where the hardware computes in it, `no` elsewhere."""
     if setting != "auto":
         return setting
-    return configured_precision() or ("bf16" if computes_in_bf16() else "no")
+    configured = configured_precision()
+    if configured == "no" and computes_in_bf16() and os.environ.get("RANK", "0") == "0":
+        # `accelerate launch` says so, too, where nobody has chosen anything
+        logger.warning("precision no, as Accelerate is configured; this hardware computes in bf16: --mixed_precision bf16")
+    return configured or ("bf16" if computes_in_bf16() else "no")
 
 
 def configured_precision() -> str | None:

@@ -51,11 +51,11 @@ def test_a_gpu_counts_only_without_emulation(monkeypatch, supported, expected):
     assert resolve_precision("auto") == expected
 
 
-def test_accelerate_launch_and_accelerate_config_are_obeyed_in_this_order(monkeypatch):
+def test_accelerate_launch_and_accelerate_config_are_obeyed_in_this_order(monkeypatch, caplog):
     set_cpu(monkeypatch, avx512_bf16=True)
     config = ClusterConfig("LOCAL_MACHINE", "NO", "fp16", True, False, num_processes=1)
     config.to_yaml_file(precision.default_config_file)
     assert resolve_precision("auto") == "fp16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert resolve_precision("auto") == "no"
+    assert resolve_precision("auto") == "no" and "--mixed_precision bf16" in caplog.text
     assert resolve_precision("bf16") == "bf16"  # what the command line says is not asked about
