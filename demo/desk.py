@@ -12,6 +12,7 @@ import gradio as gr
 
 from hf_clipseg.atomic import replace_file
 from hf_clipseg.checkpoints import HUB_TIMEOUT, Checkpoint, hub_answers, is_cached
+from hf_clipseg.clip.clip_backbone import KEEPS_RESIDUAL
 from hf_clipseg.drawing.comparison import Comparison
 
 from .class_lists import CLASS_LISTS, PHOTO_CLASSES
@@ -59,8 +60,8 @@ class Desk:
         self, image, class_text, names, opacity, attention, window, refinement, threshold, show_groups, request: gr.Request
     ):
         """Yields tiles, legend, numbers, the comparison, and the status line, after every method."""
-        options = read_options(attention, window, refinement, threshold, show_groups)
         with self.serving("compare", request.session_hash or "") as (ticket, facts):
+            options = read_options(attention, window, refinement, threshold, show_groups)
             question = self.bench.question(image, class_text, names, options)
             facts |= facts_of(question)
             yield from self.stream(question, ticket, opacity)
@@ -193,10 +194,25 @@ class Desk:
 
 
 def read_options(attention, window, refinement, threshold, show_groups) -> Options:
-    """The choices of the page and the API, as the library calls them."""
+    """The choices of the page and the API, as the library calls them.
+
+    Raises:
+        ValueError: a choice that there is not.
+    """
+    variants = {NO_OVERRIDE: None, **{name: name for name in KEEPS_RESIDUAL}}
     return Options(
-        None if attention == NO_OVERRIDE else attention, WINDOWS[window], REFINEMENTS[refinement], threshold, bool(show_groups)
+        choice(variants, attention, "attention"),
+        choice(WINDOWS, window, "window"),
+        choice(REFINEMENTS, refinement, "refinement"),
+        threshold,
+        bool(show_groups),
     )
+
+
+def choice(choices: dict, value, name: str):
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {str(value)[:40]!r}; choose one of: {', '.join(choices)}.")
+    return choices[value]
 
 
 def facts_of(question) -> dict:

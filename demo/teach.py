@@ -28,7 +28,7 @@ ROUNDS = 3
 SHARPNESS = 1.0
 OPACITY = 0.6
 TOY_CLASSES = ("kite", "mushroom", "lighthouse")
-TOY_OTHERS = "sky, grass, sea, sand, road, snow, mountain, cloud"
+TOY_OTHERS = "sky, grass, sea, sand, road, snow"
 PICTURES_EACH = 4
 SIDE = 128
 

@@ -179,11 +179,11 @@ def test_odd_pictures(client, tmp_path):
         assert (record["height"], record["width"]) == size, name
 
 
-def test_a_thousand_classes(client, picture):
-    words = itertools.product(["sky", "sea", "boat", "ship"], repeat=5)
-    record, maps, _ = ask(client, picture, ", ".join(" ".join(words) for words in itertools.islice(words, 1000)))
+def test_eight_hundred_classes(client, picture):
+    words = itertools.product(["sky", "sea", "boat", "ship"], repeat=5)  # 1,024 names of known words
+    record, maps, _ = ask(client, picture, ", ".join(" ".join(name) for name in itertools.islice(words, 800)))
     assert sum(entry["area"] for entry in record["results"][0]["classes"]) == pytest.approx(1, abs=1e-3)
-    assert np.asarray(Image.open(maps["open"])).max() < 1000
+    assert np.asarray(Image.open(maps["open"])).max() < 800
 
 
 def test_models(client, folder):
