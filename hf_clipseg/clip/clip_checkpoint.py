@@ -18,6 +18,10 @@ OPEN_CLIP_FIX = (
 )
 
 
+class NotWholeError(ValueError):
+    """A checkpoint is none of the wanted architecture, or not all of it; the message names the fix."""
+
+
 def load_whole(source: str | os.PathLike, model_class: type[PreTrainedModel] = CLIPModel, **kwargs) -> PreTrainedModel:
     """A checkpoint of `model_class`, every weight of which comes from its files.
 
@@ -27,8 +31,8 @@ def load_whole(source: str | os.PathLike, model_class: type[PreTrainedModel] = C
         kwargs: arguments for `from_pretrained` (`revision`, `token`, `dtype`, ...).
 
     Raises:
-        ValueError: another architecture, half a model, open_clip's own format, or weights that are missing, of other sizes, or
-            not readable.
+        NotWholeError: a ValueError; another architecture, half a model, open_clip's own format, or weights that are missing, of
+            other sizes, or not readable.
         OSError: a Hub that does not answer, in the words of transformers.
     """
     check_architecture(source, model_class, **kwargs)
@@ -40,7 +44,7 @@ def load_whole(source: str | os.PathLike, model_class: type[PreTrainedModel] = C
         if isinstance(error, OSError) and not Path(source).exists():
             raise
         first_line = str(error).strip().split("\n")[0][:200].rstrip(".")
-        raise ValueError(
+        raise NotWholeError(
             f"The weights of {source} cannot be read ({first_line}). Download them again, or save them with "
             f"{model_class.__name__}.save_pretrained."
         ) from error
@@ -53,9 +57,9 @@ def check_architecture(source: str | os.PathLike, model_class: type[PreTrainedMo
     wanted = model_class.config_class.model_type
     folder = Path(source)
     if folder.is_file() or (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file():
-        raise ValueError(f"{source} holds weights in the format of OpenAI or open_clip, not of transformers. {OPEN_CLIP_FIX}")
+        raise NotWholeError(f"{source} holds weights in OpenAI's or open_clip's format, not transformers'. {OPEN_CLIP_FIX}")
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(
+        raise NotWholeError(
             f"{source} is no checkpoint: it has no config.json. Choose a folder that {model_class.__name__}.save_pretrained "
             "has written, or the id of a model on the Hub."
         )
@@ -64,12 +68,12 @@ def check_architecture(source: str | os.PathLike, model_class: type[PreTrainedMo
     if found == wanted and not config.get("auto_map"):
         return
     if found in HALVES:
-        raise ValueError(
+        raise NotWholeError(
             f"{source} is the {HALVES[found]} half of a CLIP, and segmentation needs both encoders. Use the full checkpoint, "
             "saved by CLIPModel.save_pretrained."
         )
     if "clip_config" in config:
-        raise ValueError(f"{source} is a finished {found!r} model: load it with from_pretrained instead of building on it.")
+        raise NotWholeError(f"{source} is a finished {found!r} model: load it with from_pretrained instead of building on it.")
     names = config.get("architectures") or ["unknown architecture"]
     own_code = " with code of its own" if config.get("auto_map") else ""
     raise ValueError(
@@ -82,7 +86,7 @@ def check_weights(source: str | os.PathLike, model: PreTrainedModel, report: dic
     """Refuses what `from_pretrained` has filled up with random numbers, or left out of an encoder."""
     unexpected = sorted(report["unexpected_keys"])
     if any(name.startswith("visual.") for name in unexpected):
-        raise ValueError(f"{source} holds weights under the names of OpenAI or open_clip. {OPEN_CLIP_FIX}")
+        raise NotWholeError(f"{source} holds weights under the names of OpenAI or open_clip. {OPEN_CLIP_FIX}")
     foreign = [name for name in unexpected if name.startswith(("vision_model.", "text_model."))]
     foreign = [name for name in foreign if not name.endswith("position_ids")]  # a constant that old versions saved
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
@@ -92,7 +96,7 @@ def check_weights(source: str | os.PathLike, model: PreTrainedModel, report: dic
         ("hold more than config.json says, namely", foreign),
     ):
         if names:
-            raise ValueError(
+            raise NotWholeError(
                 f"The weights of {source} {problem} {len(names)} tensors ({names[0]}, ...) of {len(model.state_dict())}: they "
                 f"are not those of a whole {type(model).__name__}. Use the full checkpoint, as its save_pretrained writes it."
             )

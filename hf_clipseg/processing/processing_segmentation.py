@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from transformers import AutoTokenizer, BatchFeature, CLIPConfig, ProcessorMixin
 
+from ..clip.clip_checkpoint import check_architecture
 from ..clip.text_bank import ClassName, ClassPrompts, class_prompts, normalise_class_names, resolve_templates
 from .image_processing_segmentation import SegmentationImageProcessor
 
@@ -30,7 +31,11 @@ class SegmentationProcessor(ProcessorMixin):
             templates: see the class.
             size: `{"shortest_edge": ..., "longest_edge": ...}`; by default 1.5 times CLIP's image size, aspect up to 1:4.
             hub_kwargs: `revision`, `token`, `cache_dir`, ...
+
+        Raises:
+            ValueError: no CLIP; see `clip_checkpoint.check_architecture`.
         """
+        check_architecture(pretrained_model_name_or_path, **hub_kwargs)
         vision = CLIPConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs).vision_config
         short = vision.image_size * 3 // 2
         image_processor = SegmentationImageProcessor(

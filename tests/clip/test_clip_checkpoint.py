@@ -21,7 +21,8 @@ from transformers import (
     SiglipModel,
 )
 
-from hf_clipseg import METHODS, CocuForSemanticSegmentation, MaskClipForSemanticSegmentation
+from hf_clipseg import METHODS, CocuForSemanticSegmentation, MaskClipForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.checkpoints import CheckpointError, load_checkpoint
 from hf_clipseg.clip.clip_checkpoint import load_whole
 
 from ..tiny import save_tiny_clip, tiny_clip_config
@@ -92,7 +93,7 @@ def test_native_open_clip_files_are_refused(tmp_path):
     (tmp_path / "open_clip_config.json").write_text("{}")
     torch.save({"visual.proj": torch.zeros(2, 2)}, tmp_path / "open_clip_pytorch_model.bin")
     for source in (tmp_path, tmp_path / "open_clip_pytorch_model.bin"):
-        with pytest.raises(ValueError, match="open_clip.*transformers' format"):
+        with pytest.raises(ValueError, match="open_clip's format.*transformers' format"):
             MaskClipForSemanticSegmentation.from_clip(source)
 
 
@@ -121,6 +122,13 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(change, said, tmp
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=said):
         load_whole(folder)
+
+
+def test_processor_and_app_refuse_it_in_the_same_words(tmp_path):
+    with pytest.raises(ValueError, match="'chinese_clip' model"):
+        SegmentationProcessor.from_clip(save_foreign("chinese", tmp_path / "chinese"))
+    with pytest.raises(CheckpointError, match="lack .* tensors .* Use the full checkpoint"):
+        load_checkpoint(save_foreign("classifier", tmp_path / "classifier"))
 
 
 def test_damaged_weights_and_folders_without_a_configuration_are_named(tmp_path):
