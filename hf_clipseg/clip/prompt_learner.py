@@ -72,7 +72,13 @@ class PromptLearner(nn.Module):
     ) -> torch.Tensor:
         """`encode_names` without gradients, computed again only where names, text encoder or contexts have changed."""
         weights = [*clip.text_weights(), self.contexts]
-        return cache.get_or_compute(lambda: self.encode_names(clip, input_ids, name_ids), weights, input_ids, name_ids)
+        return cache.get_or_compute(
+            lambda: self.encode_names(clip, input_ids, name_ids),
+            weights,
+            input_ids,
+            name_ids,
+            computation=f"prompt_learner {clip.config.text_config.to_json_string()}",
+        )
 
     def forward(self, clip: ClipBackbone, input_ids: torch.Tensor) -> torch.Tensor:
         """Embedding of every prompt behind every context.

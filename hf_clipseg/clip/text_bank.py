@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .clip_templates import CLIP_80
+from .text_files import FEWEST_PROMPTS, TextFiles, content_key
 
 ClassName = str | Sequence[str]
 
@@ -194,20 +195,40 @@ class TextCache:
         return digest.hexdigest(), versions
 
     def get_or_compute(
-        self, compute: Callable[[], torch.Tensor], weights: Sequence[torch.Tensor], *token_tensors: torch.Tensor
+        self,
+        compute: Callable[[], torch.Tensor],
+        weights: Sequence[torch.Tensor],
+        *token_tensors: torch.Tensor,
+        computation: str | None = None,
     ) -> torch.Tensor:
         """What `compute` makes of these token tensors with these weights, computed once, without gradients.
 
         In full precision under autocast too: the result is kept, and may be asked for without autocast next time.
+
+        Args:
+            computation: everything besides weights and tokens that the result depends on, in words. With it, large vocabularies
+                are looked up on disk, and kept there: see `text_files`.
         """
         key = self.key(weights, *token_tensors)
         if key not in self._entries:
             with torch.no_grad(), torch.autocast(token_tensors[0].device.type, enabled=False):
-                name_embeds = compute()
+                name_embeds = self._read_or_compute(compute, weights, token_tensors, computation)
             while len(self._entries) >= self.capacity:
                 self._entries.pop(next(iter(self._entries)))
             self._entries[key] = name_embeds
         return self._entries[key]
+
+    @staticmethod
+    def _read_or_compute(compute, weights, token_tensors, computation: str | None) -> torch.Tensor:
+        files = None if computation is None or len(token_tensors[0]) < FEWEST_PROMPTS else TextFiles.from_environment()
+        if files is None:
+            return compute()
+        key = content_key(weights, token_tensors, computation)
+        name_embeds = files.get(key)
+        if name_embeds is None:
+            name_embeds = compute()
+            files.put(key, name_embeds)
+        return name_embeds.to(token_tensors[0].device)
 
 
 def weights_fingerprint(module: nn.Module) -> str:

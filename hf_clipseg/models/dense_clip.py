@@ -105,7 +105,11 @@ class DenseClipPreTrainedModel(PreTrainedModel):
         if wants_gradient:
             return average_templates(self.clip.encode_text(input_ids), name_ids)
         return self.text_cache.get_or_compute(
-            lambda: average_templates(self.clip.encode_text(input_ids), name_ids), weights, input_ids, name_ids
+            lambda: average_templates(self.clip.encode_text(input_ids), name_ids),
+            weights,
+            input_ids,
+            name_ids,
+            computation=f"average_templates {self.clip.config.text_config.to_json_string()}",
         )
 
     def check_inputs(self, output_hidden_states: bool | None, **inputs: torch.Tensor | None) -> bool:
