@@ -1,6 +1,7 @@
 """From a trained model to its result: `<output_dir>/final`, written whole, then pushed to the Hub in one commit."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,18 @@ from hf_clipseg.hub_export import save_with_code
 
 from ..settings.training_settings import TrainingSettings
 from .checkpoints import FINAL
+from .curves import draw_curves, read_points
 from .hub import check_hub_access, describe_push, push_folder
-from .result_card import ResultCard, write_card
+from .metrics_log import METRICS_FILE
+from .result_card import CURVES, ResultCard, write_card
 
-__all__ = ["check_hub_access", "publish", "write_result"]
+__all__ = ["check_hub_access", "publish"]
 
 logger = logging.getLogger(__name__)
 
 
 def publish(model: Any, processor: Any, settings: TrainingSettings, card: ResultCard) -> Path:
-    """Writes `<output_dir>/final` (weights, processor, code, card), then pushes it where asked for. Main process only.
+    """Writes `<output_dir>/final` (weights, processor, code, card, curves), then pushes it where asked for. Main process only.
 
     Args:
         model: a `PreTrainedModel`.
@@ -34,7 +37,10 @@ def publish(model: Any, processor: Any, settings: TrainingSettings, card: Result
         OSError: the disk is full; what the folder held before is intact.
     """
     final = Path(settings.output_dir) / FINAL
-    write_result(model, processor, final, settings.repository, card)
+    with replace_folder(final) as partial:
+        save_with_code(model, processor, partial)
+        add_metrics(Path(settings.output_dir) / METRICS_FILE, partial)
+        write_card(card, model, partial, settings.repository)
     logger.info("the result is in %s", final)
     if settings.push_to_hub and settings.dry_run:
         print(describe_push(final, settings.repository))
@@ -43,8 +49,10 @@ def publish(model: Any, processor: Any, settings: TrainingSettings, card: Result
     return final
 
 
-def write_result(model: Any, processor: Any, folder: Path, repository: str, card: ResultCard) -> None:
-    """A folder laid out as a model repository of the Hub; complete as soon as it exists."""
-    with replace_folder(folder) as partial:
-        save_with_code(model, processor, partial)
-        write_card(card, model, partial, repository)
+def add_metrics(metrics: Path, folder: Path) -> None:
+    """What the run logged, and its curves where there is more than one point of any."""
+    if not metrics.is_file():
+        return
+    shutil.copy(metrics, folder / METRICS_FILE)
+    if points := read_points(metrics):
+        draw_curves(points).save(folder / CURVES)

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+CURVES = "curves.png"
 METRIC_IDS = {"mIoU": "mean_iou", "pixel_accuracy": "accuracy"}
 """Names of the Hub for our own."""
 
@@ -73,6 +74,7 @@ def write_card(card: ResultCard, model: Any, folder: str | Path, repository: str
         *named_section("Classes", class_list(model)),
         *named_section("Scores", score_tables(card)),
         *named_section("How it was made", how_it_was_made(card)),
+        *named_section("Training", f"![Curves of the run by step]({CURVES})" if (Path(folder) / CURVES).is_file() else ""),
         *named_section("Limits", "\n".join(f"- {sentence}" for sentence in card.limits)),
     ]
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(Path(folder) / "README.md")

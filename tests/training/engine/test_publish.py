@@ -4,14 +4,17 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.repocard import metadata_load
+from PIL import Image
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
 from training import push_to_hub
 from training.engine import hub
+from training.engine.curves import draw_curves
 from training.engine.hub import check_hub_access
 from training.engine.loop import TrainingSettings
 from training.engine.publish import publish
@@ -89,6 +92,28 @@ def test_a_result_holds_everything_and_nothing_half(tmp_path, fake):
     assert MaskClipForSemanticSegmentation.from_pretrained(final).config.class_names == [[name] for name in CLASS_NAMES]
     SegmentationProcessor.from_pretrained(final)
     assert api.calls == []
+
+
+def test_a_result_shows_the_curves_of_its_run(tmp_path):
+    rows = [{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.0}, {"step": 20, "mIoU": 0.5}]
+    (tmp_path / "ponds").mkdir()
+    (tmp_path / "ponds" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    final = result(tmp_path)
+    assert (final / "metrics.jsonl").read_bytes() == (tmp_path / "ponds" / "metrics.jsonl").read_bytes()
+    assert "![Curves of the run by step](curves.png)" in (final / "README.md").read_text()
+    assert Image.open(final / "curves.png").size == (480, 300)  # one panel: a single mIoU is no curve
+
+
+def test_a_curve_goes_through_its_points():
+    """From the upper left corner of its panel to the lower right one, and nowhere else."""
+    pixels = np.asarray(draw_curves({"loss": [(0, 3.0), (100, 1.0)], "mIoU": [(0, 0.0), (50, 0.5), (100, 0.5)]}))
+    assert pixels.shape == (300, 960, 3)
+    on_line = pixels[..., 2].astype(int) - pixels[..., 0] > 60  # blue; frame and text are grey
+    heights = [np.flatnonzero(on_line[:, 64 + across]).mean() for across in (20, 200, 380)]
+    assert heights == pytest.approx([36 + 224 * across / 400 for across in (20, 200, 380)], abs=1.5)
+    right = on_line[:, 480:]
+    assert np.flatnonzero(right[:, 64 + 100]).mean() == pytest.approx(36 + 112, abs=1.5)
+    assert np.flatnonzero(right[:, 64 + 300]).mean() == pytest.approx(36, abs=1.5)
 
 
 def test_an_error_while_writing_leaves_the_older_result(tmp_path, monkeypatch):
