@@ -72,7 +72,8 @@ SHARED_FIELDS = (
     "num_prompt_tokens", "timm_backbone",
 )  # fmt: skip
 DECODER_FIELDS = (
-    "num_queries", "decoder_layers", "feedforward_dim", "contrastive_form", "contrastive_temperature", "contrastive_weight",
+    "num_queries", "decoder_layers", "feedforward_dim", "normalise_texts", "contrastive_form", "contrastive_temperature",
+    "contrastive_weight",
     "no_object_weight", "num_points",
 )  # fmt: skip
 MODEL_FIELDS = {"mta_clip": (*SHARED_FIELDS, *DECODER_FIELDS), "pixel_text": SHARED_FIELDS}
@@ -106,6 +107,9 @@ class CropArguments:
     crop_size: list[int] = HfArg(default_factory=lambda: [512, 512], help="height and width")
     short_side: int = HfArg(default=512, help="images are resized to this, times a random scale")
     scale: list[float] = HfArg(default_factory=lambda: [0.5, 2.0], help="smallest and largest random scale")
+    max_class_share: float = HfArg(
+        default=1.0, help="draw a crop again of which one class covers more; released: 0.75; 1 takes every crop"
+    )
     crops_per_image: int = HfArg(
         default=0,
         help="with a frozen CLIP: compute its features once, for so many fixed square crops per image; 0: random crops, anew",
@@ -122,6 +126,7 @@ class OptimisationArguments:
     backbone_factor: float = HfArg(default=0.1, help="of the learning rate, for CLIP; 0 freezes it")
     layer_decay: float = HfArg(default=1.0, help="factor per CLIP block, last to first")
     weight_decay: float = HfArg(default=0.02, help="of matrices")
+    decay_contexts: bool = HfArg(default=False, help="weight decay on the learned prompts too, as the released code has it")
     warmup_steps: int = HfArg(default=1500, help="the learning rate rises linearly")
     gradient_checkpointing: bool = HfArg(default=False, help="less memory in CLIP and decoder, more time")
 
@@ -184,7 +189,13 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor, clas
 def make_dataset(args: argparse.Namespace, source, model, processor) -> torch.utils.data.Dataset:
     """Random crops of images, or the features of fixed ones."""
     if not args.crops_per_image:
-        crops = RandomCropSettings(args.crop_size[0], args.crop_size[1], short_side=args.short_side, scale=tuple(args.scale))
+        crops = RandomCropSettings(
+            args.crop_size[0],
+            args.crop_size[1],
+            short_side=args.short_side,
+            scale=tuple(args.scale),
+            max_class_share=args.max_class_share,
+        )
         return MaskedCrops(source, crops, seed=args.seed, keep=args.keep_images)
     if args.backbone_factor or args.crop_size != [args.short_side] * 2:
         raise ValueError(
@@ -273,8 +284,9 @@ def run(args: argparse.Namespace):
     model.to(accelerator.device)
     with accelerator.main_process_first():
         dataset = make_dataset(args, source, model, processor)
+    undecayed = [name for name in UNDECAYED if name != "contexts" or not args.decay_contexts]
     factors = learning_rate_factors(args, model.config.clip_config.vision_config.num_hidden_layers)
-    optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay, factors, UNDECAYED))
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay, factors, undecayed))
     scheduler = make_schedule(optimizer, "poly", min(args.warmup_steps, args.max_train_steps), args.max_train_steps)
     model = train(
         accelerator, settings, model, optimizer, scheduler, dataset, collate,

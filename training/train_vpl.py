@@ -65,9 +65,11 @@ MODEL_FIELDS = (
     "decoder_heads", "affinity_loss_weight", "contrast_loss_weight",
 )  # fmt: skip
 ModelArguments = config_arguments(VplConfig, MODEL_FIELDS, "model; see VplConfig")
-PrototypeArguments = config_arguments(
-    PrototypeSettings, ("rule", "region_maps", "targets", "centred"), "prototypes; see PrototypeSettings"
-)
+PROTOTYPE_FIELDS = (
+    "rule", "region_maps", "sharpness", "targets", "centred", "text_temperature", "image_temperature", "max_iterations",
+    "tolerance", "confident", "sinkhorn", "shrinkage",
+)  # fmt: skip
+PrototypeArguments = config_arguments(PrototypeSettings, PROTOTYPE_FIELDS, "prototypes; see PrototypeSettings")
 
 
 @dataclass
@@ -83,6 +85,9 @@ class VplArguments:
         default=None, help="what background is made of, parted by commas; none: every pixel has a class"
     )
     templates: str = HfArg(default="ensemble", help="of the text prototypes")
+    prototype_learning_rate: float | None = HfArg(
+        default=None, help="of the prototypes; default: 1 for the rule step, 0.01 for adam; InMaP: 10"
+    )
     rounds: int = HfArg(default=1, help="of maps and prototypes")
     refinement: str = HfArg(default="crf", metadata={"choices": sorted(REFINEMENTS)}, help="of the pseudo masks")
     localization_batch_size: int = HfArg(default=16, help="images per forward pass of the first two stages")
@@ -100,6 +105,10 @@ GROUPS = (
     VplArguments, DataArguments, TagArguments, ClassArguments, DataSeedArguments, MaskArguments, ValidationArguments,
     ModelArguments, PrototypeArguments, TrainingSettings,
 )  # fmt: skip
+
+
+def prototype_settings(args: argparse.Namespace) -> PrototypeSettings:
+    return PrototypeSettings(**config_values(args, PrototypeArguments), learning_rate=args.prototype_learning_rate)
 
 
 def build_parser() -> CommandParser:
@@ -131,7 +140,7 @@ def fit_prototypes(args: argparse.Namespace, model, processor, source: TaggedIma
     words = [word.strip() for word in (args.background_words or "").split(",") if word.strip()]
     prototypes = VisionPrototypes.fit(
         source.images, source.labels, source.class_names, model.clip, processor, words, localization_settings(args),
-        PrototypeSettings(**config_values(args, PrototypeArguments)), args.rounds, args.localization_batch_size,
+        prototype_settings(args), args.rounds, args.localization_batch_size,
     )  # fmt: skip
     model.set_prototypes(prototypes)
     folder = Path(args.output_dir)
@@ -220,7 +229,7 @@ def run_segmenter(args: argparse.Namespace, accelerator, settings: TrainingSetti
 def run(args: argparse.Namespace) -> None:
     settings = TrainingSettings.from_arguments(args)
     localization_settings(args)  # refused before anything is read
-    PrototypeSettings(**config_values(args, PrototypeArguments))
+    prototype_settings(args)
     if "segmenter" in args.stages:
         check_hub_access(settings)
     warn_of_drawn_clip(args)

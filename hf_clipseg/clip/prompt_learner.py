@@ -32,13 +32,15 @@ class PromptLearner(nn.Module):
         num_contexts: how many prompts.
         num_tokens: learnable tokens in each.
         width: width of the text encoder (`text_config.hidden_size`).
+        normalise: whether embeddings have unit length; otherwise they are as the text projection leaves them.
 
     The owning model initialises `contexts (num_contexts, num_tokens, width)` in its `_init_weights`, by
     `INITIAL_STANDARD_DEVIATION`; `start_from_words` sets them to real words instead.
     """
 
-    def __init__(self, num_contexts: int, num_tokens: int, width: int):
+    def __init__(self, num_contexts: int, num_tokens: int, width: int, normalise: bool = True):
         super().__init__()
+        self.normalise = normalise
         if num_contexts < 1 or num_tokens < 1:
             raise ValueError(f"num_contexts and num_tokens must be at least 1, got {num_contexts} and {num_tokens}.")
         self.contexts = nn.Parameter(torch.empty(num_contexts, num_tokens, width))
@@ -65,7 +67,11 @@ class PromptLearner(nn.Module):
         Args:
             name_ids: `(prompts,)`, the name of each prompt; see `text_bank.average_templates`.
         """
-        return torch.stack([average_templates(embeds, name_ids) for embeds in self(clip, input_ids)])
+        embeds = self(clip, input_ids)
+        if self.normalise:
+            return torch.stack([average_templates(of_context, name_ids) for of_context in embeds])
+        counts = torch.bincount(name_ids).to(embeds.dtype)[:, None]
+        return embeds.new_zeros(len(embeds), len(counts), embeds.shape[-1]).index_add(1, name_ids, embeds) / counts
 
     def encode_names_once(
         self, cache: TextCache, clip: ClipBackbone, input_ids: torch.Tensor, name_ids: torch.Tensor
@@ -77,7 +83,7 @@ class PromptLearner(nn.Module):
             weights,
             input_ids,
             name_ids,
-            computation=f"prompt_learner {clip.config.text_config.to_json_string()}",
+            computation=f"prompt_learner {self.normalise} {clip.config.text_config.to_json_string()}",
         )
 
     def forward(self, clip: ClipBackbone, input_ids: torch.Tensor) -> torch.Tensor:
@@ -93,10 +99,12 @@ class PromptLearner(nn.Module):
         Raises:
             ValueError: no text encoder, or context and words together are longer than the text encoder reads.
         """
-        return encode_with_contexts(clip, self.contexts, input_ids)
+        return encode_with_contexts(clip, self.contexts, input_ids, self.normalise)
 
 
-def encode_with_contexts(clip: ClipBackbone, contexts: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+def encode_with_contexts(
+    clip: ClipBackbone, contexts: torch.Tensor, input_ids: torch.Tensor, normalise: bool = True
+) -> torch.Tensor:
     """`PromptLearner.forward` for any `contexts (contexts, tokens, width)`."""
     if clip.text_model is None:
         raise ValueError("Prompts need the text encoder, and this checkpoint was saved without it. Load the full checkpoint.")
@@ -115,7 +123,8 @@ def encode_with_contexts(clip: ClipBackbone, contexts: torch.Tensor, input_ids: 
 
     branch_states = hidden_states[:, 1 + num_tokens :].reshape(len(contexts), groups * branches, length - 1, -1)
     pooled = branch_states[:, torch.arange(len(words), device=ends.device), ends - 1]  # (contexts, prompts, width)
-    return nn.functional.normalize(clip.text_projection(text_model.final_layer_norm(pooled)), dim=-1)
+    embeds = clip.text_projection(text_model.final_layer_norm(pooled))
+    return nn.functional.normalize(embeds, dim=-1) if normalise else embeds
 
 
 def join_branches(contexts: torch.Tensor, words: torch.Tensor, groups: int, branches: int) -> torch.Tensor:

@@ -83,7 +83,9 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         self.prompts = None
         if config.num_prompts and config.has_text_encoder:
             text_width = config.clip_config.text_config.hidden_size
-            self.prompts = PromptLearner(config.num_prompts, config.num_prompt_tokens, text_width)
+            self.prompts = PromptLearner(
+                config.num_prompts, config.num_prompt_tokens, text_width, getattr(config, "normalise_texts", True)
+            )
         if config.class_names is not None:
             self.class_embeds = torch.zeros(self.text_shape())
             self.build_heads(len(config.class_names))

@@ -87,6 +87,20 @@ def test_fewer_words_than_tokens_stand_next_to_the_name():
     assert torch.equal(learner.contexts[1, 2:], table[7:9]) and not learner.contexts[:, :2].any()
 
 
+@torch.no_grad()
+def test_raw_features_are_what_the_text_projection_gives():
+    reference, backbone = clip_pair()
+    learner = PromptLearner(2, 3, backbone.config.text_config.hidden_size)
+    torch.nn.init.normal_(learner.contexts, std=0.02)
+    ids, names = sentences([[7, 8], [9], [10, 11]]), torch.tensor([0, 1, 1])
+    unit = learner.encode_names(backbone, ids, names)
+    learner.normalise = False
+    raw, each = learner.encode_names(backbone, ids, names), learner(backbone, ids)
+    torch.testing.assert_close(raw[:, 1], each[:, 1:].mean(1))
+    torch.testing.assert_close(torch.nn.functional.normalize(raw[:, 0], dim=-1), unit[:, 0])
+    assert (raw.norm(dim=-1) - 1).abs().min() > 1e-3
+
+
 def test_templates_of_a_name_are_averaged_behind_every_context():
     _, backbone = clip_pair()
     learner = PromptLearner(2, 4, 32)

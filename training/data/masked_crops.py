@@ -5,6 +5,7 @@ HSV. Everything random about a sample comes from (seed, epoch, index), so an int
 would.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from hf_clipseg.constants import IGNORE_INDEX
 
 from ..engine.loop import SampleKey
 
+MAX_DRAWS = 10
+
 
 @dataclass(frozen=True)
 class RandomCropSettings:
@@ -31,6 +34,8 @@ class RandomCropSettings:
         scale: smallest and largest random scale.
         mirror: whether half of the crops are mirrored.
         colour_jitter: largest relative change of brightness, contrast and saturation.
+        max_class_share: a crop of which one class covers more of the labelled pixels is drawn again, up to 10 times
+            (mmsegmentation's `cat_max_ratio`); 1 takes every crop.
     """
 
     height: int
@@ -40,6 +45,7 @@ class RandomCropSettings:
     scale: tuple[float, float] = (0.5, 2.0)
     mirror: bool = True
     colour_jitter: float = 0.3
+    max_class_share: float = 1.0
 
     def __post_init__(self):
         for name in ("height", "width", "short_side", "longest_side"):
@@ -49,6 +55,8 @@ class RandomCropSettings:
             raise ValueError(f"scale must be two positive numbers in ascending order, got {self.scale}.")
         if not 0 <= self.colour_jitter < 1:
             raise ValueError(f"colour_jitter must be in [0, 1), got {self.colour_jitter}.")
+        if not 0 < self.max_class_share <= 1:
+            raise ValueError(f"max_class_share must be in (0, 1], got {self.max_class_share}.")
 
 
 class MaskedCrops(Dataset):
@@ -100,14 +108,17 @@ def random_crop(
     scale = random.uniform(*settings.scale)
     fit = min(settings.short_side / min(image.size), settings.longest_side / max(image.size))
     width, height = (max(1, round(side * fit * scale)) for side in image.size)
-    left = int(random.integers(max(0, width - settings.width) + 1))
-    top = int(random.integers(max(0, height - settings.height) + 1))
-    box = (left, top, min(width, left + settings.width), min(height, top + settings.height))
-    size = box[2] - box[0], box[3] - box[1]
-
-    # Only the part that is kept is resized. A box in pixels of the image:
-    ratio = image.width / width, image.height / height
-    source_box = (box[0] * ratio[0], box[1] * ratio[1], box[2] * ratio[0], box[3] * ratio[1])
+    for _ in range(MAX_DRAWS if settings.max_class_share < 1 else 1):
+        left = int(random.integers(max(0, width - settings.width) + 1))
+        top = int(random.integers(max(0, height - settings.height) + 1))
+        box = (left, top, min(width, left + settings.width), min(height, top + settings.height))
+        size = box[2] - box[0], box[3] - box[1]
+        # Only the part that is kept is resized. A box in pixels of the image:
+        ratio = image.width / width, image.height / height
+        source_box = (box[0] * ratio[0], box[1] * ratio[1], box[2] * ratio[0], box[3] * ratio[1])
+        rows, columns = (slice(int(source_box[axis]), math.ceil(source_box[axis + 2])) for axis in (1, 0))
+        if settings.max_class_share == 1 or largest_share(mask[rows, columns]) <= settings.max_class_share:
+            break
     resized = image.resize(size, Image.Resampling.BILINEAR, box=source_box)
     labels = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, box=source_box)
 
@@ -116,6 +127,12 @@ def random_crop(
     padded = np.full((settings.height, settings.width), IGNORE_INDEX, dtype=np.uint8)
     padded[: size[1], : size[0]] = np.asarray(labels)
     return canvas, padded
+
+
+def largest_share(labels: np.ndarray) -> float:
+    """Share of the labelled pixels that the commonest class has; 1 where nothing is labelled."""
+    counts = np.bincount(labels[labels != IGNORE_INDEX])
+    return float(counts.max() / counts.sum()) if counts.sum() else 1.0
 
 
 def change_colours(pixels: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:

@@ -18,6 +18,9 @@ class MtaClipConfig(SupervisedClipConfig):
         contrastive_form (`str`, *optional*, defaults to `"mix"`):
             Which candidates a mask is contrasted with: `mix`, every prompt of every class; `separate`, the same without the
             losing prompts of the mask's own class; `all`, no winner: averaged over the prompts of the mask's class.
+        normalise_texts (`bool`, *optional*, defaults to `True`):
+            Texts have unit length before they are projected and refined. `False` is the released code: raw text features, some
+            ten to fifteen times as long, beside which the learned refinement weighs that much less.
         contrastive_temperature (`float`, *optional*, defaults to 1.0): divides the similarities.
         contrastive_weight (`float`, *optional*, defaults to 1.0): weight of the mask-to-text contrastive loss.
         class_weight (`float`, *optional*, defaults to 2.0): weight of the classification loss, and of its matching cost.
@@ -41,6 +44,7 @@ class MtaClipConfig(SupervisedClipConfig):
     decoder_layers: int = 9
     feedforward_dim: int = 2048
     contrastive_form: str = "mix"
+    normalise_texts: bool = True
     contrastive_temperature: float = 1.0
     contrastive_weight: float = 1.0
     class_weight: float = 2.0

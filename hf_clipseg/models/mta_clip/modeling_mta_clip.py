@@ -9,6 +9,9 @@ M and S the first and the other tokens of the sequence; s[q, k, z] `similarities
 
 Deviations:
 - prompts start at a standard deviation of 0.02 (released code: 1.0);
+- texts have unit length before their projections (released code: as the text encoder leaves them; `normalise_texts=False`);
+- in training, crops are taken as they come and contexts have no weight decay (released code: `training.train_mta_clip
+  --max_class_share 0.75 --decay_contexts`);
 - mask losses are divided by the number of masks (released code: by the sum of the class weights);
 - `logits` are the logarithm of the class scores, so that they can be averaged and refined like those of every other method.
 """

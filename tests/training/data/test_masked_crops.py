@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from training.data.masked_crops import MaskedCrops, RandomCropSettings, collate, random_crop
+from training.data.masked_crops import MaskedCrops, RandomCropSettings, collate, largest_share, random_crop
 from training.engine.loop import SampleKey
 
 COLOURS = np.array([(200, 30, 40), (40, 180, 60), (50, 60, 220)], dtype=np.uint8)
@@ -74,6 +74,19 @@ def test_images_are_read_once_where_asked():
         crops = MaskedCrops(source, RandomCropSettings(32, 24, 40), keep=keep)
         batch = collate([crops[SampleKey(0, epoch, 0)] for epoch in range(3)])
         assert source.reads == reads and batch["pixel_values"].shape == (3, 3, 32, 24)
+
+
+def test_crops_of_one_class_are_drawn_again():
+    """Crops of a third of the width lie in one stripe as often as not; with the rule of mmsegmentation almost never."""
+
+    def shares(limit):
+        fields = {"width": 14, "scale": (1.0, 1.0), "mirror": False, "max_class_share": limit}
+        crops = [sample(epoch, **fields)["labels"] for epoch in range(60)]
+        return [float(torch.bincount(crop[crop != 255]).max() / (crop != 255).sum()) for crop in crops]
+
+    assert sum(share > 0.75 for share in shares(1.0)) > 30
+    assert sum(share > 0.75 for share in shares(0.75)) < 6
+    assert largest_share(np.array([255, 255])) == 1.0 and largest_share(np.array([1, 1, 2, 255])) == 2 / 3
 
 
 def test_extreme_shapes():
