@@ -57,7 +57,7 @@ def tile(comparison: Comparison, label_map: np.ndarray, opacity: float, title: s
     alt = escape(f"{title}: {largest}", quote=True)
     return (
         f'<figure class="tile{" best" if is_best else ""}" data-ids="{ids}"><div class="stage"><img src="{image}" alt="{alt}">'
-        f'<canvas aria-hidden="true"></canvas><span class="under" aria-hidden="true"></span></div>'
+        f'<canvas width="0" height="0" aria-hidden="true"></canvas><span class="under" aria-hidden="true"></span></div>'
         f"<figcaption><span>{escape(title)}</span>{badge}<small>{escape(facts)}</small></figcaption></figure>"
     )
 
@@ -123,7 +123,7 @@ def legend_html(comparison: Comparison) -> str:
 
 def legend_row(class_id: int, name: str, color: str, shares: Sequence[float]) -> str:
     cells = "".join(
-        f'<td>{share:.1%}<b style="width:{share:.1%};background:{color}"></b></td>' if share else "<td>–</td>"
+        f'<td>{share:.1%}<b style="width:{share:.1%};background:{color}"></b></td>' if share else "<td>\u2013</td>"
         for share in shares
     )
     label = escape(name, quote=True)

@@ -12,9 +12,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-import app as demo_app
-
 from .demo_checkpoints import save_demo_checkpoints
+from .demo_server import running_demo
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -31,10 +30,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    app = demo_app.build_app(save_demo_checkpoints(tmp_path_factory.mktemp("checkpoints")))
-    _, url, _ = app.launch(**demo_app.LAUNCH, prevent_thread_lock=True, quiet=True)
-    yield url
-    app.close()
+    with running_demo(save_demo_checkpoints(tmp_path_factory.mktemp("checkpoints"))) as (_, url):
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +48,10 @@ def driver(tmp_path_factory):
 
 @pytest.fixture
 def page(driver, url):
-    """The page, freshly opened and settled: the note of its load event is there."""
+    """The page, freshly opened and settled: its first result is there, and the last note of its load event."""
     driver.get(url)
-    wait(driver, lambda: "is not offered" in driver.find_element(By.TAG_NAME, "body").text)
+    wait(driver, lambda: "did not answer" in driver.find_element(By.TAG_NAME, "body").text)
+    wait(driver, lambda: status(driver).startswith("Done"))
     return driver
 
 
@@ -73,8 +71,38 @@ def type_classes(driver, text):
     box.send_keys(text)
 
 
-def press_segment(driver):
-    driver.find_element(By.XPATH, "//button[normalize-space()='Segment']").click()
+def status(driver):
+    return driver.find_element(By.ID, "status").text
+
+
+def press_compare(driver):
+    """Presses Compare, and waits for its answer: tiles that are not those of before."""
+    before = sources(driver, ".tile .stage img")
+    driver.find_element(By.ID, "run").click()
+    wait(driver, lambda: sources(driver, ".tile .stage img") not in ([], before) and status(driver).startswith("Done"))
+
+
+def tick_only(driver, title):
+    for box in driver.find_elements(By.CSS_SELECTOR, "#methods input[type=checkbox]"):
+        if box.is_selected() != (box.find_element(By.XPATH, "./ancestor::label").text == title):
+            box.click()
+
+
+def tab(driver, name):
+    driver.find_element(By.XPATH, f"//button[@role='tab' and normalize-space()='{name}']").click()
+
+
+def transparent_share(driver, tile=0):
+    """Share of the pixels of a tile's veil that let the picture through; None where there is no veil."""
+    return driver.execute_script(
+        """const canvas = document.querySelectorAll('.tile canvas')[arguments[0]];
+        if (!canvas.width) return null;
+        const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        let clear = 0;
+        for (let i = 3; i < data.length; i += 4) clear += data[i] === 0;
+        return clear / (data.length / 4);""",
+        tile,
+    )
 
 
 def toast(driver):
@@ -89,57 +117,102 @@ def requested_hosts(driver):
     return {urlsplit(url).hostname for url in urls if url.startswith(("http", "ws"))}
 
 
-def test_example_classes_segment_opacity(page, url):
-    before = sources(page, "#picture img")
-    page.find_elements(By.CSS_SELECTOR, "#examples button")[3].click()
-    wait(page, lambda: sources(page, "#picture img") not in ([], before))
-    type_classes(page, "sky, sea, boat")
-    press_segment(page)
-    first = wait(page, lambda: sources(page, "#overlays img"))
-    wait(page, lambda: page.execute_script("return document.querySelector('#overlays img').naturalWidth") == 512)
-    legend = page.find_element(By.ID, "legend").text
-    assert any(name in legend for name in ("sky", "sea", "boat")) and "%" in legend and "Open words" in legend
-    caption = page.find_element(By.CSS_SELECTOR, "#overlays .caption-label").text
-    assert caption.startswith("Open words · ")
-
-    page.find_element(By.CSS_SELECTOR, "#opacity input[type=range]").send_keys(Keys.HOME)
-    wait(page, lambda: sources(page, "#overlays img") not in ([], first))
-    assert page.find_element(By.CSS_SELECTOR, "#overlays .caption-label").text == caption  # the time of the same run
+def test_opens_with_a_result(page, url):
+    titles = [element.text for element in page.find_elements(By.CSS_SELECTOR, ".tile figcaption span")]
+    assert titles[:2] == ["Ground truth", "Open words"]
+    assert "mIoU" in page.find_elements(By.CSS_SELECTOR, ".tile figcaption small")[1].text
+    assert page.execute_script("return document.querySelectorAll('.tile img')[1].naturalWidth") == 512
     assert requested_hosts(page) == {urlsplit(url).hostname}
 
 
+def test_an_example_runs_at_once_and_opacity_redraws(page):
+    before = sources(page, "#picture img")
+    buttons = page.find_elements(By.CSS_SELECTOR, "#examples button")
+    assert all(button.text.strip() for button in buttons) and len(buttons) >= 6
+    tiles = sources(page, ".tile .stage img")
+    buttons[3].click()
+    wait(page, lambda: sources(page, "#picture img") not in ([], before))
+    wait(page, lambda: sources(page, ".tile .stage img") not in ([], tiles) and status(page).startswith("Done"))
+    first, caption = sources(page, ".tile .stage img"), page.find_element(By.CSS_SELECTOR, ".tile small").text
+    slider = page.find_element(By.CSS_SELECTOR, "#opacity input[type=range]")
+    slider.send_keys(Keys.HOME)
+    page.execute_script("arguments[0].dispatchEvent(new Event('pointerup', {bubbles: true}))", slider)
+    wait(page, lambda: sources(page, ".tile .stage img") not in ([], first))
+    assert page.find_element(By.CSS_SELECTOR, ".tile small").text == caption  # no model ran for it
+
+
+def test_the_legend_isolates_a_class_in_all_tiles(page):
+    """By the keyboard: focus shows it, Enter keeps it, Enter again lets go. The share that shows is the class's share."""
+    button = page.find_element(By.CSS_SELECTOR, "#legend tr[data-class] button")
+    share = page.find_element(By.CSS_SELECTOR, "#legend tr[data-class] td").text
+    assert transparent_share(page) is None
+    page.execute_script("arguments[0].focus()", button)
+    shown = wait(page, lambda: transparent_share(page))
+    expected = 0 if share == "\u2013" else float(share.rstrip("%")) / 100
+    assert abs(shown - expected) < 0.001
+    button.send_keys(Keys.ENTER)
+    wait(page, lambda: button.get_attribute("aria-pressed") == "true")
+    page.execute_script("arguments[0].blur()", button)
+    wait(page, lambda: transparent_share(page) == shown)
+    button.send_keys(Keys.ENTER)
+    wait(page, lambda: button.get_attribute("aria-pressed") == "false")
+    page.execute_script("arguments[0].blur()", button)
+    wait(page, lambda: transparent_share(page) is None)
+
+
 def test_html_in_a_class_name_is_text(page):
-    type_classes(page, f"{HTML_NAME}, {{{{value}}}}, ${{window.scriptRan=1}}")
-    press_segment(page)
-    assert "does not know these words: <img" in toast(page)
-    wait(page, lambda: sources(page, "#overlays img"))
-    names = [cell.text for cell in page.find_elements(By.CSS_SELECTOR, "#legend td.name")]
-    assert names and set(names) <= {HTML_NAME, "{{value}}", "${window.scriptRan=1}"}
+    type_classes(page, f"{HTML_NAME}|sky, sea, {{{{value}}}}|boat, ${{window.scriptRan=1}}|ship")
+    press_compare(page)
+    names = {cell.text for cell in page.find_elements(By.CSS_SELECTOR, "#legend tr[data-class] button")}
+    assert names & {HTML_NAME, "{{value}}", "${window.scriptRan=1}"}
     assert not page.find_elements(By.CSS_SELECTOR, "#legend img")
     type_classes(page, f"{HTML_NAME}, {HTML_NAME}")
-    press_segment(page)
-    wait(page, lambda: "given twice" in toast(page))
+    page.find_element(By.ID, "run").click()
+    wait(page, lambda: "is there twice" in toast(page))
     assert HTML_NAME in toast(page)
     assert page.execute_script("return window.scriptRan") is None
 
 
 def test_closed_checkpoint_locks_the_class_box(page):
-    for box in page.find_elements(By.CSS_SELECTOR, "#checkpoints input[type=checkbox]"):
-        label = box.find_element(By.XPATH, "./ancestor::label").text
-        if box.is_selected() != (label == "Closed list"):
-            box.click()
+    tick_only(page, "Closed list")
     wait(page, lambda: not page.find_element(By.CSS_SELECTOR, "#classes textarea").is_enabled())
     assert page.find_element(By.CSS_SELECTOR, "#classes textarea").get_attribute("value") == "tree, sky"
-    press_segment(page)
-    wait(page, lambda: sources(page, "#overlays img"))
+    press_compare(page)
     assert "Closed list" in page.find_element(By.ID, "legend").text
 
 
-def test_fits_a_phone(page):
-    page.execute_cdp_cmd(
+def test_slider_and_download(page):
+    tab(page, "Slider")
+    wait(page, lambda: len(sources(page, "#slider img")) >= 2)
+    assert len(set(sources(page, "#slider img"))) == 2
+    tab(page, "Take away")
+    page.find_element(By.ID, "make-zip").click()
+    wait(page, lambda: "hf-clipseg-results" in page.find_element(By.ID, "archive").text)
+
+
+def test_a_new_picture_clears_old_results(page):
+    page.find_element(By.CSS_SELECTOR, "#picture button[aria-label='Remove Image']").click()
+    wait(page, lambda: not page.find_elements(By.CSS_SELECTOR, ".tile"))
+    assert "press Compare" in status(page)
+    page.find_element(By.ID, "run").click()
+    assert "no picture yet" in toast(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone(driver, url, theme):
+    """With all methods, whose legend is the widest thing on the page; and no column is cut off at 1280 pixels."""
+    driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     )
     try:
-        assert wait(page, lambda: 0 < page.execute_script("return document.documentElement.scrollWidth") <= 390)
+        driver.get(f"{url}?__theme={theme}")
+        wait(driver, lambda: "did not answer" in driver.find_element(By.TAG_NAME, "body").text)
+        for box in driver.find_elements(By.CSS_SELECTOR, "#methods input[type=checkbox]"):
+            if not box.is_selected():
+                driver.execute_script("arguments[0].click()", box)
+        wait(driver, lambda: status(driver).startswith("Done"))
+        driver.execute_script("document.getElementById('run').click()")
+        wait(driver, lambda: len(driver.find_elements(By.CSS_SELECTOR, "#legend thead th")) >= 5)
+        assert wait(driver, lambda: 0 < driver.execute_script("return document.documentElement.scrollWidth") <= 390)
     finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
