@@ -26,7 +26,7 @@ from .processing.image_processing_segmentation import SegmentationImageProcessor
 from .processing.inference import segment
 from .processing.processing_segmentation import SegmentationProcessor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 METHODS = {
     CocuConfig: CocuForSemanticSegmentation,
@@ -49,9 +49,9 @@ for config_class, model_class in METHODS.items():
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config_class.model_type] = model_class.__name__
 
 __all__ = [
+    "METHODS",
     "CocuConfig",
     "CocuForSemanticSegmentation",
-    "METHODS",
     "MaskClipConfig",
     "MaskClipForSemanticSegmentation",
     "MtaClipConfig",

@@ -13,6 +13,8 @@ for; its score is 0 everywhere, so it takes the pixels where every other class h
 class the best name wins everywhere.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import (
@@ -36,7 +38,7 @@ PROMPTS_AT_ONCE = 32
 BACKGROUND = "background"
 
 
-def baseline_class(config: PreTrainedConfig) -> type | None:
+def baseline_class(config: PreTrainedConfig) -> Any:
     """The transformers class that loads a checkpoint of this configuration as a baseline; None where there is none."""
     if config.model_type == "clipseg":
         return CLIPSegForImageSegmentation
@@ -127,7 +129,7 @@ class Baseline(nn.Module):
         background: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The image encoder once per image, the decoder once per image and name, `PROMPTS_AT_ONCE` at a time."""
-        if input_ids is None:
+        if input_ids is None or attention_mask is None:
             raise ValueError("CLIPSeg has no classes of its own: pass class_names.")
         chunks = zip(input_ids.split(PROMPTS_AT_ONCE), attention_mask.split(PROMPTS_AT_ONCE), strict=True)
         sentences = [

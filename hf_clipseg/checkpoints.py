@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
@@ -25,8 +26,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from . import METHODS, CocuForSemanticSegmentation, MaskClipForSemanticSegmentation, SegmentationProcessor
-from .baselines import baseline_class, load_baseline
+from .baselines import BaselineProcessor, baseline_class, load_baseline
 from .checkpoint_cards import Checkpoint, read_card, run_name
+from .clip.clip_checkpoint import NotWholeError
 from .processing.image_processing_segmentation import SegmentationImageProcessor
 
 SHIPPED = Path(__file__).resolve().parents[1] / "model_cards"
@@ -51,7 +53,7 @@ class LoadedCheckpoint:
     """A model in eval mode with its processor; share it between threads through `running`."""
 
     model: PreTrainedModel
-    processor: SegmentationProcessor
+    processor: SegmentationProcessor | BaselineProcessor
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _check: Callable[[], None] | None = None
 
@@ -164,7 +166,7 @@ def load_checkpoint(source: str | os.PathLike, device: str | torch.device = "cpu
     if Path(source).is_dir():
         check_weight_files(Path(source))
     fetch_checkpoint(source)
-    hub_options = {"local_files_only": True}
+    hub_options: dict[str, Any] = {"local_files_only": True}
     config = read_config(source, **hub_options)
     try:
         if config.model_type == "clip":
@@ -180,6 +182,8 @@ def load_checkpoint(source: str | os.PathLike, device: str | torch.device = "cpu
             processor = SegmentationProcessor.from_pretrained(source, **hub_options)
     except CheckpointError:
         raise
+    except NotWholeError as error:
+        raise CheckpointError(str(error)) from error
     except BROKEN as error:
         raise CheckpointError(
             f"{source} cannot be loaded ({first_line(error)}). Download or save it again, weights and processor files both."

@@ -8,10 +8,10 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_CLIPSEG_TEXT_CACHE", "off")  # no test leaves a file in the home of its user
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from .precision import double_precision  # noqa: E402
+from .precision import double_precision
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@
 """
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,18 @@ def test_it_asks_for_what_the_requirements_files_state(wheel):
     assert needed(wheel, "mcp") == {line.replace("gradio", "gradio[mcp]") for line in app}
     assert needed(wheel, "curation") == stated("training/curation/requirements.txt")
     assert needed(wheel, "dev") == app | stated("training/curation/requirements.txt") | stated("tests/requirements.txt")
+
+
+def test_every_requirement_states_its_lowest_version():
+    lowest = runpy.run_path(str(ROOT / ".ci" / "lowest.py"))["lowest"]
+    pins = [Requirement(pin) for pin in lowest((ROOT / "requirements.txt").read_text(encoding="utf-8"))]
+    allowed = {Requirement(line).name: Requirement(line).specifier for line in stated("requirements.txt")}
+    assert {pin.name for pin in pins} == set(allowed)
+    for pin in pins:
+        (floor,) = (part.version for part in allowed[pin.name] if part.operator == ">=")
+        assert str(pin.specifier) == f"=={floor}"
+    with pytest.raises(ValueError, match="'torch' states no lowest version"):
+        lowest("numpy>=2.0\ntorch  # any\n")
 
 
 def test_without_a_checkout_it_says_where_the_checkpoints_are(command):

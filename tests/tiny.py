@@ -62,7 +62,7 @@ def save_tiny_clip(folder: Path, **vision) -> Path:
 
 def openai_tokenizer(bpe_file: Path) -> CLIPTokenizer:
     """OpenAI's tokenizer, built from its published merges."""
-    lines = gzip.open(bpe_file, "rt", encoding="utf-8").read().split("\n")
+    lines = gzip.decompress(bpe_file.read_bytes()).decode().split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges), *SPECIAL[:2]]

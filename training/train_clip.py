@@ -58,7 +58,7 @@ from .settings.training_settings import TrainingSettings
 logger = logging.getLogger(__name__)
 
 # "gelu" and not CLIP's "quick_gelu": one fused kernel, 1.5 times the training speed on a CPU.
-SMALL = {
+SMALL: dict[str, Any] = {
     "vision_config": {
         "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768,
         "patch_size": 8, "image_size": 128, "hidden_act": "gelu",
@@ -159,15 +159,15 @@ class Collate:
         images = colour_jitter(images, torch.stack([sample["jitter"] for sample in samples]))
         batch = {"pixel_values": normalise(images), "input_ids": self.tokenize(captions)}
         if self.nouns is not None:
-            batch["noun_input_ids"] = self.tokenize(self.noun_prompts(random))
+            batch["noun_input_ids"] = self.tokenize(self.noun_prompts(self.nouns, random))
             batch["mentioned"] = torch.zeros(len(samples), len(self.nouns), dtype=torch.bool)
             for row, caption in enumerate(captions):
                 batch["mentioned"][row, list(self.nouns.find(caption))] = True
         return batch
 
-    def noun_prompts(self, random: np.random.Generator) -> list[str]:
+    def noun_prompts(self, nouns: NounVocabulary, random: np.random.Generator) -> list[str]:
         """One sentence per concept: a random one of its words in a random template."""
-        words = [concept[random.integers(len(concept))] for concept in self.nouns.concepts]
+        words = [concept[random.integers(len(concept))] for concept in nouns.concepts]
         return [NOUN_TEMPLATES[random.integers(len(NOUN_TEMPLATES))].format(word) for word in words]
 
     def tokenize(self, texts: list[str]) -> torch.Tensor:

@@ -35,7 +35,7 @@ def scores_and_truth(checkpoint: LoadedCheckpoint, source) -> tuple[np.ndarray, 
 
 def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
     """Probability that a present name scores above an absent one; ties count half."""
-    values, positions, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _values, positions, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (counts.cumsum() - (counts - 1) / 2)[positions.ravel()]
     present, total = truth.sum(), truth.size
     return float((ranks[truth.ravel()].sum() - present * (present + 1) / 2) / (present * (total - present)))

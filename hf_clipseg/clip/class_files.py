@@ -71,7 +71,7 @@ def line_entries(text: str) -> list[Entry]:
     lines = [(place, line) for place, line in lines if line and not line.startswith("#")]
     numbered = [NUMBER_IN_FRONT.fullmatch(line) for _, line in lines]
     if len(lines) > 1 and all(numbered):
-        lines = by_id([(place, match[1], match[2]) for (place, _), match in zip(lines, numbered, strict=True)])
+        lines = by_id([(place, match[1], match[2]) for (place, _), match in zip(lines, numbered, strict=True) if match])
     if len(lines) == 1 and "," in lines[0][1]:
         raise ValueError("one line with commas would be one class with synonyms; write one class per line")
     return [(place, split_synonyms(line)) for place, line in lines]

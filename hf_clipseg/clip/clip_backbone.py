@@ -12,7 +12,7 @@ training-free segmentation has found to localise.
 | `naclip` | key-key with a Gaussian neighbourhood | dropped | NACLIP, Hajimiri et al. 2024, arXiv 2404.08181 |
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -58,8 +58,8 @@ class ClipBackbone(nn.Module):
         self.vision_model = CLIPVisionModel._from_config(config.vision_config)
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
-        self.text_model = None
-        self.text_projection = None
+        self.text_model: Any = None
+        self.text_projection: Any = None
         if with_text_encoder:
             self.text_model = CLIPTextModel._from_config(config.text_config)
             self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)

@@ -56,7 +56,7 @@ def check_architecture(source: str | os.PathLike, model_class: type[PreTrainedMo
     """Reads the configuration of `source` alone; arguments and errors as in `load_whole`."""
     wanted = model_class.config_class.model_type
     folder = Path(source)
-    if folder.is_file() or (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file():
+    if folder.is_file() or ((folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file()):
         raise NotWholeError(f"{source} holds weights in OpenAI's or open_clip's format, not transformers'. {OPEN_CLIP_FIX}")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise NotWholeError(

@@ -220,8 +220,8 @@ class TextCache:
 
     @staticmethod
     def _read_or_compute(compute, weights, token_tensors, computation: str | None) -> torch.Tensor:
-        files = None if computation is None or len(token_tensors[0]) < FEWEST_PROMPTS else TextFiles.from_environment()
-        if files is None:
+        files = TextFiles.from_environment() if len(token_tensors[0]) >= FEWEST_PROMPTS else None
+        if files is None or computation is None:
             return compute()
         key = content_key(weights, token_tensors, computation)
         name_embeds = files.get(key)

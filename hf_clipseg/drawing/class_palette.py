@@ -94,7 +94,7 @@ def usual_color(class_name: str) -> tuple[int, int, int] | None:
 
 @lru_cache(1)
 def _by_word() -> dict[str, tuple[int, int, int]]:
-    rgb = {code: tuple(int(code[i : i + 2], 16) for i in (1, 3, 5)) for code in USUAL_COLORS}
+    rgb = {code: (int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)) for code in USUAL_COLORS}
     return {word: rgb[code] for code, words in USUAL_COLORS.items() for word in words.split()}
 
 

@@ -82,7 +82,7 @@ class Comparison:
     @property
     def unpainted(self) -> tuple[int, ...]:
         """Ids that overlays leave alone."""
-        return tuple(index for index, name in enumerate(self.class_names) if name == NONE_OF_THESE) + (NO_TRUTH,)
+        return (*tuple(index for index, name in enumerate(self.class_names) if name == NONE_OF_THESE), NO_TRUTH)
 
     def overlay(self, label_map: np.ndarray, opacity: float) -> Image.Image:
         return overlay(self.picture, label_map, self.class_names, opacity, unpainted=self.unpainted)
@@ -99,8 +99,8 @@ class Comparison:
 
     def best(self) -> int | None:
         """Which result has the highest score; None where there is no score, or only one method."""
-        scores = self.scores()
-        return int(np.argmax(scores)) if len(scores) > 1 and None not in scores else None
+        scores = [score for score in self.scores() if score is not None]
+        return int(np.argmax(scores)) if len(scores) == len(self.results) > 1 else None
 
     def agreements(self) -> list[float | None]:
         """Share of pixels that a method names as another does, averaged over the others; None for a single method."""
@@ -148,7 +148,7 @@ def heat_map(picture: Image.Image, values: np.ndarray) -> Image.Image:
     """The picture in grey, darkened, with `values (H, W)` in 0..1 as a glow."""
     grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32) * 0.5
     strength = np.asarray(values, dtype=np.float32).clip(0, 1)[:, :, None]
-    return Image.fromarray((grey * (1 - strength) + np.float32(HEAT) * strength).round().astype(np.uint8))
+    return Image.fromarray((grey * (1 - strength) + np.array(HEAT, dtype=np.float32) * strength).round().astype(np.uint8))
 
 
 def shared_names(class_lists: Sequence[Sequence[str]]) -> list[str]:

@@ -59,7 +59,7 @@ def _open(file: str | None, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(32)
 def _default(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    return ImageFont.load_default(size)  # type: ignore[return-value]  # a FreeTypeFont wherever Pillow has FreeType
 
 
 @lru_cache(1)

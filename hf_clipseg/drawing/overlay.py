@@ -73,7 +73,7 @@ def legend(mask: np.ndarray, class_names: Sequence[str], width: int = 240, max_r
     colors = dict(zip(class_names, map(tuple, class_palette(class_names).tolist()), strict=True))
     rows = [(colors[name], name, f"{share:.1%}") for name, share in areas.items()]
     if len(rows) > max_rows:
-        rows = rows[: max_rows - 1] + [(PAPER, f"{len(rows) - max_rows + 1} more", "")]
+        rows = [*rows[: max_rows - 1], (PAPER, f"{len(rows) - max_rows + 1} more", "")]
     line, size = 26, 15
     picture = Image.new("RGB", (width, line * max(1, len(rows)) + 8), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -129,7 +129,7 @@ def _present(mask: np.ndarray, class_names: Sequence[str] | None, ignored: Seque
     ids = [class_id for class_id in np.unique(mask).tolist() if class_id not in ignored]
     if class_names is None or len(class_names) <= IGNORE_INDEX:
         ids = [class_id for class_id in ids if class_id != IGNORE_INDEX]
-    if ids and (ids[0] < 0 or class_names is not None and ids[-1] >= len(class_names)):
+    if ids and (ids[0] < 0 or (class_names is not None and ids[-1] >= len(class_names))):
         names = "any number of" if class_names is None else len(class_names)
         raise ValueError(f"the mask holds ids {ids[0]}..{ids[-1]}, but there are {names} class names, from 0 on.")
     return ids
@@ -163,7 +163,7 @@ def _write_names(picture: Image.Image, mask: np.ndarray, ids: list[int], class_n
             draw.text(place, text, fill=PAPER, font=font, anchor="mm", stroke_width=OUTLINE, stroke_fill=INK)
 
 
-def _within(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font, size: tuple[int, int]) -> tuple[int, int]:
+def _within(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font, size: tuple[int, int]) -> tuple[float, float]:
     """`(x, y)` moved so far that the text, centred there, is not cut off at the picture's edge where it fits at all."""
     left, top, right, bottom = draw.textbbox(place, text, font=font, anchor="mm", stroke_width=OUTLINE)
     x = place[0] + max(0, -left) - max(0, right - size[0])

@@ -143,7 +143,7 @@ class VisionPrototypes:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}). Pass a file that VisionPrototypes.save wrote.") from error
         if metadata.get("format") != FORMAT:

@@ -1,5 +1,7 @@
 """Configuration fields that every method on a CLIP backbone shares."""
 
+from typing import Any
+
 from transformers import CLIPConfig, PreTrainedConfig
 
 from ..clip.text_bank import normalise_class_names
@@ -21,7 +23,7 @@ class DenseClipConfig(PreTrainedConfig):
 
     sub_configs = {"clip_config": CLIPConfig}
 
-    clip_config: dict | CLIPConfig | None = None
+    clip_config: Any = None  # given as above, a CLIPConfig from construction on
     class_names: list | None = None
     has_text_encoder: bool = True
 
@@ -49,7 +51,7 @@ class DenseClipConfig(PreTrainedConfig):
 
     def name_labels(self) -> None:
         """Set `id2label` from the classes, after background where there is one."""
-        names = [names[0] for names in self.class_names]
+        names = [names[0] for names in self.class_names or ()]
         self.id2label = dict(enumerate([BACKGROUND, *names] if self.has_background else names))
         self.label2id = {label: index for index, label in self.id2label.items()}
 

@@ -81,7 +81,7 @@ class SupervisedClipConfig(DenseClipConfig):
 
     def check_feature_layers(self) -> None:
         last = self.clip_config.vision_config.num_hidden_layers - 1
-        layers = list(self.feature_layers)
+        layers = list(self.feature_layers or ())
         if len(layers) != PYRAMID_LEVELS or sorted(layers) != layers or layers[0] < 0 or layers[-1] != last:
             raise ValueError(
                 f"feature_layers must be {PYRAMID_LEVELS} blocks in ascending order that end with the last one, {last} "

@@ -1,5 +1,7 @@
 """Label maps with a class "none of these": where a method is not sure enough of any class it was asked for."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -51,7 +53,7 @@ class _Recorder:
 
     def __init__(self, processor):
         self.processor = processor
-        self.logits: torch.Tensor | None = None
+        self.logits: Any = None
         self.extent = (1.0, 1.0)
 
     def __getattr__(self, name: str):

@@ -24,7 +24,7 @@ REFINEMENT_SIDE = 640
 """Refinement works at most at this size (longer side): its memory grows with the area, and photographs do not need more."""
 
 
-class SegmentationImageKwargs(ImagesKwargs, total=False):
+class SegmentationImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict of transformers
     """
     size_divisor (`int`, *optional*): both sides become a multiple of it (the patch size), by padding or stretching.
     do_pad (`bool`, *optional*): pad below and on the right to that multiple; `False` stretches the image to it.
@@ -244,13 +244,15 @@ class SegmentationImageProcessor(PilBackend):
 
 
 def largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    return tuple(max(sides) for sides in zip(*sizes, strict=True))
+    heights, widths = zip(*sizes, strict=True)
+    return max(heights), max(widths)
 
 
 def padded_size(sizes: Sequence[tuple[int, int]], size_divisor: int | None) -> tuple[int, int]:
     """The smallest multiple of `size_divisor` into which images of all `sizes` fit."""
     divisor = size_divisor or 1
-    return tuple(-(-side // divisor) * divisor for side in largest(sizes))
+    height, width = largest(sizes)
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
 def _pixels(image) -> torch.Tensor:
@@ -267,7 +269,7 @@ def refined_labels(
 ) -> torch.Tensor:
     """Refine the classes that win somewhere; refining the others would only cost time and memory."""
     shrink = min(1.0, REFINEMENT_SIDE / max(size))
-    work_size = tuple(max(1, round(side * shrink)) for side in size)
+    work_size = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
     pixels = torch.from_numpy(np.array(load_image(image).resize(work_size[::-1]))).permute(2, 0, 1).to(logits.device)
     present = upsample_argmax(logits, size, extent).unique()
     probabilities = upsample(logits[present], work_size, extent).softmax(dim=0)

@@ -5,6 +5,7 @@ here knows which method it is.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,13 +80,13 @@ def segment(
         step = stride or default_stride(window, output_stride)
         return sliding_window_logits(predict, pixel_values, window, step, batch_size, output_stride)
 
-    images = [load_image(image) for image in images]
-    label_maps = [None] * len(images)
+    pictures = [load_image(image) for image in images]
+    label_maps: list[Any] = [None] * len(pictures)
     was_training = model.training
     model.eval()
     try:
-        for batch in batches_of_one_size(images, batch_size):
-            originals = [images[index] for index in batch]
+        for batch in batches_of_one_size(pictures, batch_size):
+            originals = [pictures[index] for index in batch]
             pixel_values, extents = model_inputs(processor, originals, None if window is None else output_stride)
             pixel_values = pixel_values.to(model.device, model.dtype)
             logits = multi_scale_logits(predict_windows, pixel_values, scales, flip)

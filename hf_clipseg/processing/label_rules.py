@@ -154,13 +154,13 @@ def presence_scores(scores: torch.Tensor, class_ids: Sequence[int] | torch.Tenso
     return best.new_zeros(int(channels.max()) + 1).scatter_reduce(0, channels, best, reduce="amax")
 
 
-def present_classes(scores: torch.Tensor, channels: torch.Tensor, labels: torch.Tensor, rule: LabelRule) -> torch.Tensor:
+def present_classes(scores: torch.Tensor, channels: torch.Tensor, _: torch.Tensor, rule: LabelRule) -> torch.Tensor:
     """`(classes,)` bool: the most present class, and every other one that is present enough."""
     presence = presence_scores(scores, channels)
     return presence >= min(rule.min_presence, float(presence.max()))
 
 
-def large_classes(scores: torch.Tensor, channels: torch.Tensor, labels: torch.Tensor, rule: LabelRule) -> torch.Tensor:
+def large_classes(_: torch.Tensor, channels: torch.Tensor, labels: torch.Tensor, rule: LabelRule) -> torch.Tensor:
     """`(classes,)` bool: the background, and every class above `min_area` of the pixels that are not background."""
     counts = torch.bincount(labels.flatten(), minlength=int(channels.max()) + 1)
     if not rule.min_area:

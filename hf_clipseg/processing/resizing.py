@@ -29,14 +29,14 @@ def output_size(
         factor = size.shortest_edge / min(height, width)
         if size.longest_edge:
             factor = min(factor, size.longest_edge / max(height, width))
-        target = tuple(int(side * factor + 0.5) for side in image_size)
+        target = (int(height * factor + 0.5), int(width * factor + 0.5))
     else:
         short, long = min(height, width), max(height, width)
         new_short, new_long = size.shortest_edge, int(size.shortest_edge * long / short)  # int() as CLIP does
         if size.longest_edge and new_long > size.longest_edge:
             new_short, new_long = int(size.longest_edge * short / long), size.longest_edge
         target = (new_short, new_long) if height <= width else (new_long, new_short)
-    return tuple(max(1, -(-side // divisor)) * divisor for side in target)
+    return max(1, -(-target[0] // divisor)) * divisor, max(1, -(-target[1] // divisor)) * divisor
 
 
 def pad_to(image: np.ndarray, size: tuple[int, int], value: float) -> np.ndarray:

@@ -7,6 +7,7 @@ window, summed on one canvas and divided by the number of windows that saw each 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ def sliding_window_logits(
         for left in window_starts(width, window[1], stride[1])
     ]
     cells = window[0] // output_stride, window[1] // output_stride
-    canvas = None
+    canvas: Any = None
     for first in range(0, len(places), batch_size):
         group = places[first : first + batch_size]
         crops = [pixel_values[i, :, top : top + window[0], left : left + window[1]] for i, top, left in group]
@@ -86,7 +87,7 @@ def multi_scale_logits(
     """
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales is {tuple(scales)}; give at least one factor, all above 0, for example (1.0, 1.5).")
-    total = None
+    total: Any = None
     for scale in sorted(scales, reverse=True):  # the largest first: it sets the grid of the sum
         height, width = (max(1, round(side * scale)) for side in pixel_values.shape[-2:])
         resized = _resize(pixel_values, (height, width))
@@ -122,7 +123,7 @@ def _round_up(length: int, multiple: int) -> int:
 
 
 def _resize_to_multiple(pixel_values: torch.Tensor, multiple: int) -> torch.Tensor:
-    return _resize(pixel_values, tuple(_round_up(side, multiple) for side in pixel_values.shape[-2:]))
+    return _resize(pixel_values, (_round_up(pixel_values.shape[-2], multiple), _round_up(pixel_values.shape[-1], multiple)))
 
 
 def _resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -40,7 +40,7 @@ def upsample_argmax(logits: torch.Tensor, size: tuple[int, int], extent: tuple[f
         `(height, width)` int64; the first class wins a tie, NaN over any number. Identical to up-sampling all classes, but for
         pixels where two scores differ in the last bit only: torch rounds them by how many classes it is given at once.
     """
-    logits, size = logits.float(), tuple(size)
+    logits, size = logits.float(), (size[0], size[1])
     pixels = size[0] * size[1]
     if len(logits) * pixels < FEW_ELEMENTS or not logits.sum().isfinite():
         return _in_chunks(logits, size, extent, MAX_ELEMENTS)
@@ -81,7 +81,7 @@ def upsample(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, f
         size: `(height, width)` of the result.
         extent: the share of height and width of the grid, from its top left corner, that the result shows.
     """
-    logits, size = logits[None].float(), tuple(size)
+    logits, size = logits[None].float(), (size[0], size[1])
     if tuple(extent) == WHOLE:
         return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
     # `interpolate` takes a size or a scale; the operator below takes both, so that the grid is read up to a part of a cell.

@@ -69,7 +69,8 @@ class Look:
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
     """`first` moved towards `second` by `share` (0 to 1)."""
-    return tuple(int(a + (b - a) * share) for a, b in zip(first, second, strict=True))
+    red, green, blue = (int(a + (b - a) * share) for a, b in zip(first, second, strict=True))
+    return red, green, blue
 
 
 def lighter(colour: Colour, share: float = 0.3) -> Colour:
@@ -82,7 +83,8 @@ def darker(colour: Colour, share: float = 0.25) -> Colour:
 
 def vary(colour: Colour, dice: Dice, spread: int = 16) -> Colour:
     """`colour` with each channel moved by at most `spread`."""
-    return tuple(max(0, min(255, channel + dice.integer(-spread, spread))) for channel in colour)
+    red, green, blue = (max(0, min(255, channel + dice.integer(-spread, spread))) for channel in colour)
+    return red, green, blue
 
 
 @lru_cache(maxsize=1)
@@ -122,7 +124,7 @@ class Pen:
         self.parts = Image.new("L", self.size)
         self.glow = Image.new("L", self.size) if night else None
         self._targets = [ImageDraw.Draw(self.layer), ImageDraw.Draw(self.parts)]
-        if night:
+        if self.glow is not None:
             self._targets.append(ImageDraw.Draw(self.glow))
 
     def _place(self, points) -> list[Point]:
@@ -208,7 +210,7 @@ class Canvas:
         ImageDraw.Draw(mask).polygon(placed, fill=255)
         self.colour.paste(texture, (0, 0), mask)
         ImageDraw.Draw(self.instances).polygon(placed, fill=instance)
-        for plane in (self.parts, self.glow) if self.night else (self.parts,):
+        for plane in (self.parts, self.glow) if self.glow is not None else (self.parts,):
             ImageDraw.Draw(plane).polygon(placed, fill=0)  # what lay here before is covered
 
     def stamp(self, pen: Pen, x: float, y: float, instance: int) -> None:
@@ -217,7 +219,7 @@ class Canvas:
         self.colour.paste(pen.shaded_layer(), corner, pen.layer)
         self.instances.paste(instance, (*corner, corner[0] + pen.size[0], corner[1] + pen.size[1]), pen.layer)
         self.parts.paste(pen.parts, corner, pen.layer)
-        if self.night:
+        if self.glow is not None and pen.glow is not None:
             self.glow.paste(pen.glow, corner, pen.layer)
 
     def soft_spot(self, x: float, y: float, width: float, height: float, colour: Colour, strength: float) -> None:
@@ -239,7 +241,7 @@ class Canvas:
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The picture (height, width, 3), the instance ids and the part ids (height, width), all uint8."""
         picture = self.colour
-        if self.night:
+        if self.glow is not None:
             picture = _night(picture, self.glow)
         elif self.time == "sunset":
             picture = picture.point(_SUNSET_TABLE)

@@ -17,7 +17,7 @@ class Brush:
         self.dice, self.top, self.bottom = dice, top, bottom
         self.unit, (self.width, self.height) = canvas.unit, canvas.size
         self._colour = ImageDraw.Draw(canvas.colour)
-        self._glow = ImageDraw.Draw(canvas.glow) if canvas.night else None
+        self._glow = ImageDraw.Draw(canvas.glow) if canvas.glow is not None else None
 
     def spot(self) -> tuple[float, float, float]:
         """A random point of the region in pixels, and the size of things there (0.6 far to 1.2 near, in pixels)."""

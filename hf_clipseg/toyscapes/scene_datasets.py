@@ -6,7 +6,7 @@ and the Pillow version, so two settings never share a cache and a change of the 
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -66,7 +66,7 @@ class ToyscapesDataset:
             raise ValueError(f"closeup_rate must be between 0 and 1, got {closeup_rate}")
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples must be 1 or more, got {num_samples}")
-        self.split, self.size, self.seed = split, tuple(size), seed
+        self.split, self.size, self.seed = split, (size[0], size[1]), seed
         self.num_samples = DEFAULT_NUM_SAMPLES[split] if num_samples is None else num_samples
         self.omission_rate, self.closeup_rate = omission_rate, closeup_rate
 
@@ -101,7 +101,7 @@ def encode_scene(scene: ToyScene) -> dict:
     return row | {"image_labels": list(scene.image_labels), "caption": scene.caption, "key": scene.key}
 
 
-def generate_rows(settings: dict, indices: list[int]) -> Iterator[dict]:
+def generate_rows(settings: dict, indices: Sequence[int]) -> Iterator[dict]:
     """Rows of the scenes `indices`; `datasets` splits that list over processes and streaming workers."""
     scenes = ToyscapesDataset(**settings)
     for index in indices:

@@ -70,7 +70,7 @@ def _lay_ground(scene: Scene, place: Place) -> float:
     if place.behind == ("sky",):
         _lay_distance(scene, horizon)
     level = place.name in ("coast", "room", "street")
-    edge = [(0, horizon), (1, horizon)] if level else _skyline(dice, horizon)
+    edge = [(0.0, horizon), (1.0, horizon)] if level else _skyline(dice, horizon)
     scene.lay_stuff(dice.choice(place.ground), horizon, 1, edge)
     if place.name == "landscape":
         _roll_hills(scene, edge, horizon)

@@ -179,7 +179,7 @@ def _cabin(pen: Pen, dice: Dice, colour: Colour) -> None:
 
 def draw_balloon(pen: Pen, dice: Dice, colour: Colour) -> Look:
     """A hot-air balloon."""
-    other_name, other = palette_colour(dice, ("white", "yellow", "orange", "red", "teal", "blue"))
+    _other_name, other = palette_colour(dice, ("white", "yellow", "orange", "red", "teal", "blue"))
     ropes = [(0.26, 0.62), (0.36, 0.86), (0.64, 0.86), (0.74, 0.62)]
     pen.polygon(ropes, mix(WOOD, CREAM, 0.45))
     outline = _balloon_outline(1.0)
@@ -196,7 +196,7 @@ def draw_balloon(pen: Pen, dice: Dice, colour: Colour) -> Look:
 def _balloon_outline(width: float):
     """Drop shape around x = 0.5 whose width is a share of the full one: the gores of the envelope."""
     top = [(0.5 + 0.5 * width * math.cos(a), 0.38 + 0.38 * math.sin(a)) for a in _UPPER]
-    return top + [(0.5 + 0.42 * width, 0.56), (0.5 + 0.2 * width, 0.76), (0.5 - 0.2 * width, 0.76), (0.5 - 0.42 * width, 0.56)]
+    return [*top, (0.5 + 0.42 * width, 0.56), (0.5 + 0.2 * width, 0.76), (0.5 - 0.2 * width, 0.76), (0.5 - 0.42 * width, 0.56)]
 
 
 _UPPER = tuple(math.pi + math.pi * k / 14 for k in range(15))

@@ -5,6 +5,7 @@ A scene records a `Placed` for every instance, from which the masks get their cl
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from . import nature as nature
 from . import shapes as made
@@ -37,9 +38,9 @@ SHAPES = {
     "flower": Shape(nature.draw_flower, (0.62, 0.72), (0.38, 0.6), VIVID),
     "mushroom": Shape(nature.draw_mushroom, (0.9, 1.15), (0.3, 0.46), ("red", "orange", "brown", "purple", "white")),
     "umbrella": Shape(made.draw_umbrella, (1.0, 1.2), (0.34, 0.5), VIVID, tilt=0.35),
-    "car": Shape(made.draw_car, (1.8, 2.2), (0.22, 0.32), VIVID + ("black", "grey")),
+    "car": Shape(made.draw_car, (1.8, 2.2), (0.22, 0.32), (*VIVID, "black", "grey")),
     "bus": Shape(made.draw_bus, (1.75, 2.2), (0.27, 0.36), VIVID),
-    "boat": Shape(made.draw_boat, (0.95, 1.2), (0.34, 0.52), VIVID + ("brown", "black"), tilt=0.08),
+    "boat": Shape(made.draw_boat, (0.95, 1.2), (0.34, 0.52), (*VIVID, "brown", "black"), tilt=0.08),
     "sun": Shape(nature.draw_sun, (1, 1), (0.26, 0.42), ("yellow", "orange"), named_colour=False),
     "moon": Shape(nature.draw_moon, (1, 1), (0.24, 0.38), ("white", "yellow"), tilt=0.6, named_colour=False),
     "cloud": Shape(nature.draw_cloud, (1.7, 2.2), (0.2, 0.3), ("white", "white", "grey", "pink")),
@@ -47,8 +48,8 @@ SHAPES = {
     "rock": Shape(nature.draw_rock, (1.2, 1.7), (0.2, 0.36), ("grey", "brown", "black", "grey")),
     "balloon": Shape(made.draw_balloon, (0.64, 0.72), (0.4, 0.6), VIVID, tilt=0.1),
     "kite": Shape(made.draw_kite, (0.6, 0.75), (0.4, 0.6), VIVID, tilt=0.5),
-    "bird": Shape(nature.draw_bird, (1.15, 1.4), (0.24, 0.38), VIVID + ("brown", "black"), tilt=0.2),
-    "fish": Shape(nature.draw_fish, (1.5, 1.8), (0.22, 0.34), VIVID + ("grey",), tilt=0.25),
+    "bird": Shape(nature.draw_bird, (1.15, 1.4), (0.24, 0.38), (*VIVID, "brown", "black"), tilt=0.2),
+    "fish": Shape(nature.draw_fish, (1.5, 1.8), (0.22, 0.34), (*VIVID, "grey"), tilt=0.25),
     "cat": Shape(nature.draw_cat, (0.66, 0.78), (0.38, 0.56), ("grey", "orange", "black", "white", "brown")),
     "person": Shape(nature.draw_person, (0.42, 0.5), (0.48, 0.7), VIVID),
 }
@@ -125,5 +126,6 @@ class Scene:
         """The stuff class at a point, or None where a thing is."""
         width, height = self.canvas.size
         point = (min(max(int(x * width), 0), width - 1), min(max(int(y * height), 0), height - 1))
-        name = self.placed[self.canvas.instances.getpixel(point)].class_name
+        instance: Any = self.canvas.instances.getpixel(point)
+        name = self.placed[instance].class_name
         return name if name in STUFF_NAMES else None

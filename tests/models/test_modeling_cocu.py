@@ -38,7 +38,9 @@ class TestCocu(ModelingContract):
         """Captions and two concepts for each of `batch` images."""
         texts = ["a photo of a boat in the sea", "red car", "tree", "a person", "sky", "grass", "the sea", "many boat"]
         rows = [[texts[(row + column) % len(texts)] for column in range(3)] for row in range(batch)]
-        tokens = processor.tokenizer(sum(rows, []), padding=True, return_tensors="pt")["input_ids"].unflatten(0, (batch, 3))
+        tokens = processor.tokenizer([text for row in rows for text in row], padding=True, return_tensors="pt")[
+            "input_ids"
+        ].unflatten(0, (batch, 3))
         ids = torch.tensor([[(row + column) % len(texts) for column in (1, 2)] for row in range(batch)])
         return {"caption_input_ids": tokens[:, 0], "concept_input_ids": tokens[:, 1:], "concept_ids": ids}
 

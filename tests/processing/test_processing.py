@@ -56,7 +56,7 @@ def test_label_maps_follow_the_image_without_new_values(processor):
     label_map = np.zeros((64, 96), dtype=np.uint8)
     label_map[:, 48:], label_map[0, 0] = 7, 255
     inputs = processor(images=picture(64, 96), segmentation_maps=label_map)
-    assert inputs["labels"].dtype == torch.int64 and inputs["labels"].shape == inputs["pixel_values"].shape[:1] + (32, 48)
+    assert inputs["labels"].dtype == torch.int64 and inputs["labels"].shape == (*inputs["pixel_values"].shape[:1], 32, 48)
     assert set(inputs["labels"].unique().tolist()) <= {0, 7, 255}
     assert (inputs["labels"][0, :, 24:] == 7).all() and (inputs["labels"][0, 1:, :24] == 0).all()
 

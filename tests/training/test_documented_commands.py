@@ -28,7 +28,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
         text = re.sub(r"\(`python -m\n", "(`python -m ", text)
         for module, rest in COMMAND.findall(text):
             words = rest.replace("\\\n", " ")
-            if words.strip() and "..." not in words and "$START" not in words and "--" in words or " FOLDER" in words:
+            if (words.strip() and "..." not in words and "$START" not in words and "--" in words) or " FOLDER" in words:
                 found.append((str(page.relative_to(ROOT)), module, shlex.split(words)))
     return found
 

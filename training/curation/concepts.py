@@ -67,8 +67,8 @@ def cluster(text_embeds: np.ndarray, random: np.random.Generator) -> np.ndarray:
     if count <= 2:
         return np.arange(count, dtype=np.int16)
     # Distances are all that matters: an orthonormal basis of the A points makes the arithmetic independent of `dim`.
-    points = np.linalg.qr(text_embeds.astype(np.float64).T, mode="r").T
-    best_labels, best_cost = None, np.inf
+    points = np.asarray(np.linalg.qr(text_embeds.astype(np.float64).T, mode="r")).T
+    best_labels, best_cost = np.zeros(count, dtype=np.int64), np.inf
     for _ in range(RESTARTS):
         labels, cost = lloyd(points, points[random.choice(count, -(-count // 2), replace=False)])
         if cost < best_cost - 1e-12:
@@ -79,11 +79,11 @@ def cluster(text_embeds: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 def lloyd(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
     """Labels and summed squared distance of k-means from the given centres; an empty cluster keeps its centre."""
-    labels = None
+    labels: np.ndarray = np.full(len(points), -1)
     for _ in range(ITERATIONS):
         distances = ((points[:, None] - centres) ** 2).sum(axis=2)
         new_labels = distances.argmin(axis=1)
-        if labels is not None and (new_labels == labels).all():
+        if (new_labels == labels).all():
             break
         labels = new_labels
         sums = np.zeros_like(centres)

@@ -66,7 +66,10 @@ def mine_concepts(captions: Iterable[str], min_count: int = 20, max_concepts: in
     Raises:
         ValueError: no concept is frequent enough.
     """
-    heads, carriers, pairs, modifiers = Counter(), Counter(), Counter(), Counter()
+    heads: Counter[str] = Counter()
+    carriers: Counter[str] = Counter()
+    pairs: Counter = Counter()
+    modifiers: Counter = Counter()
     for caption in captions:
         for run, is_carrier in noun_runs(caption):
             heads[run[-1]] += 1
@@ -75,7 +78,8 @@ def mine_concepts(captions: Iterable[str], min_count: int = 20, max_concepts: in
                 pairs[run[-2], run[-1]] += 1
                 modifiers[run[-2]] += 1
 
-    counts, surfaces = Counter(), {}
+    counts: Counter[str] = Counter()
+    surfaces: dict = {}
     for word, count in heads.items():
         name = singular(word, heads)
         counts[name] += count - carriers[word] if carriers[word] < CARRIER_SHARE * count else 0

@@ -64,7 +64,7 @@ class CachedCaptions:
             texts = _fill(*jobs[0])
         else:
             with get_context("spawn").Pool(len(jobs)) as pool:
-                texts = sum(pool.starmap(_fill, jobs), [])
+                texts = [text for part in pool.starmap(_fill, jobs) for text in part]
         for name, values in zip(("captions", "keys"), zip(*texts, strict=True), strict=True):
             (folder / f"{name}.json").write_text(json.dumps(values))
         (folder / "description.json").write_text(json.dumps(description, indent=2))

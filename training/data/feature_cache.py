@@ -146,12 +146,12 @@ class CropCache(Dataset):
         for pixels, maps in tqdm(self._batches(), total=-(-len(self) // self.batch_size), desc="features", mininterval=5):
             with torch.no_grad():
                 features = self.encode(pixels).to("cpu", torch.float16).numpy()
-            if encoded is None:
+            if encoded is None or labels is None:
                 encoded = allocate((len(self), *features.shape[1:]), np.float16)
                 labels = allocate((len(self), *maps.shape[1:]), np.uint8)
             encoded[first : first + len(maps)], labels[first : first + len(maps)] = features, maps.numpy()
             first += len(maps)
-        if encoded is None:
+        if encoded is None or labels is None:
             raise ValueError("The data set is empty.")
         return encoded, labels
 

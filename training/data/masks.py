@@ -26,13 +26,13 @@ PACK = (65_536, 256, 1)  # (red, green, blue) @ PACK is one number
 
 def voc_palette(num_classes: int = 21) -> list[tuple[int, int, int]]:
     """Colours of Pascal VOC: the bits of a class id, three at a time, fill each channel from the top."""
-    palette = []
+    palette: list[tuple[int, int, int]] = []
     for class_id in range(num_classes):
         colour = [0, 0, 0]
         for bit in range(8):
             for channel in range(3):
                 colour[channel] |= (class_id >> (3 * bit + channel) & 1) << (7 - bit)
-        palette.append(tuple(colour))
+        palette.append((colour[0], colour[1], colour[2]))
     return palette
 
 
@@ -54,7 +54,7 @@ class MaskReader:
         num_classes: int | None = None,
         colour_map: Sequence[Colour] | Mapping[Colour, int] | None = None,
         reduce_labels: bool = False,
-        id_map: Mapping[int | str, int | str] | None = None,
+        id_map: Mapping[Any, int | str] | None = None,
         ignore_label: int | None = None,
     ):
         if reduce_labels and id_map:

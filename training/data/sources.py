@@ -90,7 +90,13 @@ def stream_of(dataset_name: str, config_name: str | None, split: str) -> dataset
     return datasets.load_dataset(dataset_name, config_name, split=split, streaming=True)
 
 
-def first_rows(dataset_name: str, config_name: str | None, split: str, limit: int, version: str) -> Iterator[dict[str, Any]]:
+def first_rows(
+    dataset_name: str,
+    config_name: str | None,
+    split: str,
+    limit: int,
+    version: str,  # noqa: ARG001
+) -> Iterator[dict[str, Any]]:
     """Rows for `Dataset.from_generator`, which keeps them by its arguments: `version` makes changed files another set."""
     yield from itertools.islice(leave_encoded(stream_of(dataset_name, config_name, split)), limit)
 

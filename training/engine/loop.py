@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class SampleKey(NamedTuple):
     """What a training data set is indexed with: the item, and the two numbers its augmentation is seeded by."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     epoch: int
     step: int
 
@@ -50,7 +50,8 @@ class StepSampler(Sampler[list[SampleKey]]):
         self.num_items, self.seed, self.batch_size = num_items, settings.seed, settings.train_batch_size
         self.accumulation, self.rank, self.world = settings.gradient_accumulation_steps, rank, world
         self.steps = range(first_step, settings.max_train_steps)
-        self._epoch, self._order = -1, []
+        self._epoch = -1
+        self._order: list[int] = []
 
     def __len__(self) -> int:
         return len(self.steps) * self.accumulation
@@ -233,7 +234,8 @@ def accumulate_gradients(
     compute_losses: Callable[[torch.nn.Module, dict[str, Any]], dict[str, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
     """Adds up the gradients of one step; returns the mean of each named loss over its forward passes."""
-    count, totals = settings.gradient_accumulation_steps, {}
+    count = settings.gradient_accumulation_steps
+    totals: dict[str, torch.Tensor] = {}
     for micro_step in range(count):
         batch = to_device(next(batches), accelerator.device)
         # processes exchange gradients once per step, in the last backward pass

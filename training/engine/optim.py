@@ -48,7 +48,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         prefixes = [prefix for prefix in factors if name == prefix or name.startswith(prefix.rstrip(".") + ".")]
-        prefix = max(prefixes, key=len, default=None)
+        prefix = max(prefixes, key=len, default="")
         unused.difference_update(prefixes)
         grouped.setdefault((factors.get(prefix, 1.0), is_decayed(name, parameter, undecayed_names)), []).append(parameter)
     if unused:

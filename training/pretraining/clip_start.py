@@ -86,7 +86,7 @@ def start_groups(model: CocuForSemanticSegmentation, last_block: nn.Module, pixe
     grouping.pre_assign_attn.norm_post.weight.fill_(QUERY_DEVIATION)
     stage.group_token.normal_(std=TOKEN_SIZE, generator=torch.Generator().manual_seed(seed))
 
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
     hook = grouping.register_forward_pre_hook(lambda _, inputs: seen.update(patches=inputs[0], groups=inputs[1]))
     model.clip.group(pixel_values)
     hook.remove()

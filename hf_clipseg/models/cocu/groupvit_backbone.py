@@ -8,7 +8,7 @@ and the batch norm of the projectors sees the rows of all processes. Of the chil
 `text_projection` are those that other methods use, too.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -56,6 +56,7 @@ class GroupVitBackbone(GroupViTModel):
 
     def __init__(self, config: GroupViTConfig, with_text_encoder: bool = True):
         super().__init__(config)
+        self.text_projection: Any
         for projection in (self.visual_projection, self.text_projection):
             projection[1] = SyncedBatchNorm1d(config.projection_intermediate_dim)
         if not with_text_encoder:

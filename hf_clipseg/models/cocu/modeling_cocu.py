@@ -134,7 +134,8 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         wants_states = self.check_inputs(output_hidden_states, pixel_values=pixel_values)
         grouping = self.clip.group(pixel_values, wants_states)
         image_embeds = self.embed_images(grouping)
-        losses, maps = {}, {}
+        losses: dict[str, torch.Tensor] = {}
+        maps: dict = {}
         if caption_input_ids is not None:
             losses |= self.caption_losses(image_embeds, caption_input_ids, concept_input_ids, concept_ids, archive_ids)
         if caption_input_ids is None or input_ids is not None or labels is not None:
@@ -202,7 +203,7 @@ class CocuForSemanticSegmentation(DenseClipPreTrainedModel):
         caption_embeds, *concept_embeds = self.clip.project_texts(torch.cat(pooled)).split([len(rows) for rows in pooled])
         scale = self.limited_scale(self.clip.logit_scale)
         losses = {"caption": contrastive_loss(image_embeds, caption_embeds, scale)}
-        if concept_input_ids is not None:
+        if concept_input_ids is not None and concept_ids is not None:
             scale = self.limited_scale(self.concept_logit_scale)
             embeds = concept_embeds[0].unflatten(0, concept_ids.shape)
             losses["concepts"] = multi_label_loss(

@@ -75,7 +75,8 @@ class MaskTextDecoderLayer(Mask2FormerMaskedAttentionDecoderLayer):
             nn.functional.linear(states, weight, bias)
             for states, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
         ]
-        return self.cross_attn.out_proj(attention(*projected, self.cross_attn.num_heads, may_attend, fused))
+        queries, keys, values = projected
+        return self.cross_attn.out_proj(attention(queries, keys, values, self.cross_attn.num_heads, may_attend, fused))
 
     def self_attention(self, queries_and_keys: torch.Tensor, values: torch.Tensor, fused: bool) -> torch.Tensor:
         module = self.self_attn

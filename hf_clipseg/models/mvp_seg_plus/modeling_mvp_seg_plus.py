@@ -8,6 +8,7 @@ Deviation: the student is CLIP's own vision encoder, or any transformers backbon
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,8 @@ class MvpSegPlusForSemanticSegmentation(DenseClipPreTrainedModel):
     def __init__(self, config: MvpSegPlusConfig):
         super().__init__(config)
         self.build_clip(config)
-        self.backbone = self.projection = None
+        self.backbone: Any = None
+        self.projection: Any = None
         if config.backbone_config is not None:
             self.clip.vision_model = self.clip.visual_projection = None  # the student replaces them
             self.backbone = AutoBackbone.from_config(config.backbone_config)

@@ -73,4 +73,4 @@ class VplConfig(DenseClipConfig):
     @property
     def num_prototypes(self) -> int:
         """Classes and background words."""
-        return len(self.class_names or []) + len(self.background_words)
+        return len(self.class_names or []) + len(self.background_words or ())

@@ -12,6 +12,7 @@ projection of the decoder's. Prediction needs no image labels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
         )  # fmt: skip
         self.projection = nn.Linear(config.decoder_dim, config.clip_config.projection_dim)
         has_classes = config.class_names is not None
-        self.classifier = nn.Linear(config.decoder_dim, config.num_labels) if has_classes else None
+        self.classifier: Any = nn.Linear(config.decoder_dim, config.num_labels) if has_classes else None
         shape = (config.num_prototypes, config.clip_config.projection_dim)
         self.register_buffer("prototypes", torch.zeros(shape) if has_classes else None)
         self.post_init()

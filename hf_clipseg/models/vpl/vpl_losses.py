@@ -45,7 +45,7 @@ def affinity_loss(features: torch.Tensor, grid_labels: torch.Tensor, radius: int
     Returns:
         (mean of 1 - affinity over pairs of one class + mean of affinity over other pairs) / 2.
     """
-    batch, height, width = grid_labels.shape
+    _batch, height, width = grid_labels.shape
     scaled = features.float() * features.shape[-1] ** -0.5
     affinity = (scaled @ features.float().transpose(1, 2)).sigmoid()
     flat = grid_labels.flatten(1)

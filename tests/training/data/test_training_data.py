@@ -49,7 +49,7 @@ def parallel_folders(tmp_path, masks, size=(2, 3)):
 def palette_image(ids):
     image = Image.fromarray(ids, mode="L").convert("P")
     image.putdata(ids.ravel().tolist())
-    image.putpalette(sum(map(list, voc_palette(21)), []))
+    image.putpalette([channel for colour in voc_palette(21) for channel in colour])
     return image
 
 

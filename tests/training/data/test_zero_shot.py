@@ -44,7 +44,7 @@ def test_nothing_of_unseen_classes_survives(seed, unseen):
     split.assert_hidden(labels)
     assert not set(labels.unique().tolist()) & unseen
     assert torch.equal(labels[~withheld], mask[~withheld])
-    back = torch.tensor(split.seen_ids + [255])[split.to_seen_numbers(labels).clamp(max=len(split.seen_ids))]
+    back = torch.tensor([*split.seen_ids, 255])[split.to_seen_numbers(labels).clamp(max=len(split.seen_ids))]
     assert torch.equal(back, labels)
 
 

@@ -230,9 +230,9 @@ FULL = [
 
 @pytest.mark.parametrize("error", FULL)
 def test_what_libraries_say_of_a_full_disk_is_understood(tmp_path, error):
-    with pytest.raises(DiskFullError, match=r"a could not be written: the disk is full \(\d+\.\d MB"):
-        with disk_full_named(tmp_path / "a"):
-            raise error
+    said = r"a could not be written: the disk is full \(\d+\.\d MB"
+    with pytest.raises(DiskFullError, match=said), disk_full_named(tmp_path / "a"):
+        raise error
 
 
 def test_other_errors_pass_through(tmp_path):

@@ -32,7 +32,7 @@ def test_one_spelling(command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_its_data_alike(command):
-    assert DATA <= flags(command)
+    assert flags(command) >= DATA
     if command in TRAINERS:
         assert flags(command) >= VALIDATION
     if command.startswith(("train_mta", "train_mvp", "train_vpl", "train_cocu", "evaluate")):
@@ -60,7 +60,7 @@ def test_yes_and_no_are_pairs_and_flags_are_not_shortened(capsys):
 def test_no_command_has_a_choice_of_yes_and_no():
     for command in (*COMMANDS, "bake_classes"):
         for action in importlib.import_module(f"training.{command}").build_parser()._actions:
-            assert not {"yes", "no"} == set(action.choices or ()), f"{command} --{action.dest}"
+            assert {"yes", "no"} != set(action.choices or ()), f"{command} --{action.dest}"
 
 
 @pytest.mark.parametrize(
