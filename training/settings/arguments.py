@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from .dataset_defaults import defaults_for
+from .recipes import add_recipe_argument, apply_recipe, recipe_names
 
 
 @dataclass
@@ -134,10 +135,13 @@ class CommandParser(HfArgumentParser):
             HfArgumentParser._parse_dataclass_field(parser, field)
 
     def parse_for_dataset(self, arguments: Sequence[str] | None, command: str) -> argparse.Namespace:
-        """Parses after the defaults for the data set that `--dataset_name` names are set."""
+        """Parses after the defaults for the data set that `--dataset_name` names, and those of a `--recipe`, are set."""
+        if recipe_names(command):
+            add_recipe_argument(self, command)
         probe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         probe.add_argument("--dataset_name", default=self.get_default("dataset_name"))
         self.set_defaults(**defaults_for(command, probe.parse_known_args(arguments)[0].dataset_name))
+        apply_recipe(self, command, arguments)
         return self.parse_args(arguments)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
