@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,9 +22,16 @@ from sklearn.metrics import confusion_matrix
 from hf_clipseg.toyscapes import CLASS_NAMES as TOYSCAPES_NAMES
 from hf_clipseg.toyscapes import UNSEEN_CLASSES
 from training.data.splits import SPLITS, unseen_class_ids
-from training.engine.provenance import commit_of, write_json
+from training.engine.provenance import commit_of, provenance, write_json
 from training.evaluate import main
-from training.evaluation.oracle import collect_patches, fit_linear_probe, fit_prototypes, grid_shares, through_the_grid
+from training.evaluation.oracle import (
+    PatchClassifier,
+    collect_patches,
+    fit_linear_probe,
+    fit_prototypes,
+    grid_shares,
+    through_the_grid,
+)
 from training.evaluation.scoring import LogitGrid, score
 
 from ..tiny_segmenter import CLASS_NAMES, tiny_segmenter
@@ -112,11 +120,12 @@ def test_patches_of_a_train_split_and_their_limit(monkeypatch):
     samples = [make_sample(index) for index in range(3)]
     features, shares = collect_patches(iter(samples), model, processor, 3, 5)
     cells = math.prod(model.dense_features(processor(images=samples[0]["image"])["pixel_values"]).shape[1:3])
-    assert len(features) == len(shares) == 3 * (cells - 1)  # the unlabelled corner fills one cell
+    assert len(features) == len(shares) == 3 * cells  # a little wider than the unlabelled corner of 3 x 3
     assert shares.shape[1] == 5
     torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
     expected = sum(np.mean(sample["mask"] == 1) for sample in samples)
-    assert shares[:, 1].sum().item() / cells == pytest.approx(expected, abs=0.01)  # 32 pixels do not divide into 11 cells
+    shown = 42 / 44  # of the width, in pixels of the model's input: the rest is padding
+    assert shares[:, 1].sum().item() / cells == pytest.approx(shown * expected, abs=0.01)  # 32 pixels, 10.5 cells
     monkeypatch.setattr("training.evaluation.oracle.MAX_PATCHES", 30)
     assert len(collect_patches(iter(samples), model, processor, 3, 5)[0]) == 30
 
@@ -155,9 +164,10 @@ def test_the_oracle_reaches_the_grid_limit_where_the_features_tell_the_classes_a
     agreement = {"probe": [], "prototypes": []}
     for sample in samples[12:]:
         (dense,) = model.dense_features(processor(images=sample["image"])["pixel_values"])
-        limit = through_the_grid(sample["mask"], dense.shape[:2])
+        (extent,) = processor.image_processor.content_extents([sample["mask"].shape])
+        limit = through_the_grid(sample["mask"], dense.shape[:2], extent)
         for name, classifier in (("probe", probe), ("prototypes", prototypes)):
-            agreement[name].append(np.mean(classifier.label_map(dense, sample["mask"].shape) == limit))
+            agreement[name].append(np.mean(classifier.label_map(dense, sample["mask"].shape, extent) == limit))
     assert np.mean(agreement["probe"]) > 0.95 and np.mean(agreement["prototypes"]) > 0.9
 
 
@@ -275,7 +285,8 @@ def test_a_checkpoint_without_its_text_encoder_is_scored_on_its_baked_classes(wo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--classes", "sky,sea"], "names 2 classes, but the data set has 3"),
+        (["--classes", "sky,sea"], "there are 2 classes (0 to 1); name all classes"),
+        (["--classes", "sky,sea,boat,tree"], "names 4 classes, but the data set has 3"),
         (["--classes", "sky,sea,sea"], "given twice"),
         (["--unseen", "ship"], "the classes are"),
         (["--split", "validation"], "validation"),
@@ -321,3 +332,38 @@ def test_two_processes_give_the_figures_of_one(workplace, tmp_path):
     assert (together["num_processes"], together["num_images"]) == (2, 5)
     for name in ("mIoU", "pixel_accuracy", "boundary_f", "grid_limit", "per_class_iou"):
         assert together[name] == pytest.approx(alone[name], abs=1e-12), name
+
+
+def test_padding_is_no_part_of_the_grid():
+    """2 x 3 pixels of a picture that was padded to 2 x 4, two cells: the second one shows a column and nothing."""
+    mask = np.array([[0, 1, 1], [0, 1, 2]])
+    ids, shares = grid_shares(mask, (1, 2), (1.0, 0.75))
+    assert ids.tolist() == [0, 1, 2] and shares.tolist() == [[[0.5, 0.0]], [[0.5, 0.25]], [[0.0, 0.25]]]
+    assert through_the_grid(mask, (2, 4), (1.0, 0.75)).tolist() == mask.tolist()
+    classifier = PatchClassifier(torch.eye(2), torch.zeros(2))
+    features = torch.eye(2)[torch.tensor([[0, 0, 1, 1]])]  # one row of cells, the last of them padding
+    assert classifier.label_map(features, (1, 3), (1.0, 0.75)).tolist() == [[0, 0, 1]]
+
+
+def test_git_is_asked_once(monkeypatch):
+    calls = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: calls.append(args) or run(*args, **options))
+    commit_of.cache_clear()
+    first = provenance("training.evaluate", [])
+    asked = len(calls)
+    assert provenance("training.evaluate", ["--x"])["commit"] == first["commit"] and len(calls) == asked <= 3
+
+
+def test_the_share_that_training_held_out_is_scored(workplace, tmp_path):
+    """`--validation_fraction` divides the training images the same way every time, and the parts do not overlap."""
+    flat = tmp_path / "flat"
+    for kind in ("images", "masks"):
+        shutil.copytree(workplace / "data" / "train" / kind, flat / kind)
+    shutil.copy(workplace / "data" / "classes.txt", flat)
+    counts = {}
+    for split in ("train", "validation"):
+        options = ["--dataset_name", str(flat), "--split", split, "--validation_fraction", "0.34"]
+        main([str(workplace / "model"), *options, "--output", str(tmp_path / f"{split}.json")])
+        counts[split] = json.loads((tmp_path / f"{split}.json").read_text())["num_images"]
+    assert counts == {"train": 4, "validation": 2}

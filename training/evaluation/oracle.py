@@ -23,11 +23,25 @@ MAX_PATCHES = 150_000
 """Patches that the probe is fitted on at most; more are thinned out evenly."""
 
 
-def grid_shares(mask: np.ndarray, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+WHOLE = (1.0, 1.0)
+"""The extent of an image that was not padded: see `SegmentationImageProcessor.content_extents`."""
+
+
+def padded_size(size: tuple[int, int], extent: tuple[float, float]) -> tuple[int, int]:
+    """`(height, width)` of what the model saw, in pixels of the mask, where the mask is the `extent` of it."""
+    return round(size[0] / extent[0]), round(size[1] / extent[1])
+
+
+def grid_shares(
+    mask: np.ndarray, grid: tuple[int, int], extent: tuple[float, float] = WHOLE
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`(H, W)` class ids -> ids of the K classes present, and their shares of every cell `(K, h, w)`.
 
-    Ignored pixels count for no class, so shares of a cell sum to less than 1 where it has some.
+    Ignored pixels and padding count for no class, so shares of a cell sum to less than 1 where it has some.
     """
+    height, width = padded_size(mask.shape, extent)
+    below = ((0, height - mask.shape[0]), (0, width - mask.shape[1]))
+    mask = np.pad(mask, below, constant_values=IGNORE_INDEX)
     mask = torch.from_numpy(np.ascontiguousarray(mask)).long()
     ids = mask.unique()
     ids = ids[ids != IGNORE_INDEX]
@@ -35,12 +49,13 @@ def grid_shares(mask: np.ndarray, grid: tuple[int, int]) -> tuple[torch.Tensor, 
     return ids, torch.stack(shares) if shares else torch.zeros(0, *grid)
 
 
-def through_the_grid(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def through_the_grid(mask: np.ndarray, grid: tuple[int, int], extent: tuple[float, float] = WHOLE) -> np.ndarray:
     """The map that a perfect model with logits of size `grid` would give: area average down, bilinear up, argmax."""
-    ids, shares = grid_shares(mask, grid)
+    ids, shares = grid_shares(mask, grid, extent)
     if not len(ids):
         return np.zeros_like(mask)
-    return ids[upsample_argmax(shares, mask.shape)].numpy()
+    labels = ids[upsample_argmax(shares, padded_size(mask.shape, extent))].numpy()
+    return labels[: mask.shape[0], : mask.shape[1]]
 
 
 @dataclass
@@ -55,10 +70,11 @@ class PatchClassifier:
     weight: torch.Tensor
     bias: torch.Tensor
 
-    def label_map(self, features: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    def label_map(self, features: torch.Tensor, size: tuple[int, int], extent: tuple[float, float] = WHOLE) -> np.ndarray:
         """`(h, w, D)` features -> `(H, W)` class ids, read out as models are: bilinear, then argmax."""
         scores = features.float().cpu() @ self.weight.T + self.bias
-        return upsample_argmax(scores.permute(2, 0, 1), size).numpy()
+        labels = upsample_argmax(scores.permute(2, 0, 1), padded_size(size, extent)).numpy()
+        return labels[: size[0], : size[1]]
 
 
 def fit_prototypes(features: torch.Tensor, shares: torch.Tensor) -> PatchClassifier:
@@ -129,7 +145,8 @@ def collect_patches(samples, model, processor, num_images: int, num_classes: int
     generator = torch.Generator().manual_seed(0)
     for sample in samples:
         (dense,) = dense_features(model, processor, [sample["image"]])
-        ids, present_shares = grid_shares(sample["mask"], dense.shape[:2])
+        (extent,) = processor.image_processor.content_extents([sample["mask"].shape])
+        ids, present_shares = grid_shares(sample["mask"], dense.shape[:2], extent)
         image_shares = torch.zeros(dense.shape[0] * dense.shape[1], num_classes)
         image_shares[:, ids] = present_shares.flatten(1).T
         labelled = (image_shares.sum(1) > 0).nonzero()[:, 0]

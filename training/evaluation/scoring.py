@@ -16,7 +16,7 @@ from hf_clipseg.clip.text_bank import ClassName
 from hf_clipseg.evaluation.metrics import BoundaryF, ConfusionMatrix, summarise
 from hf_clipseg.processing.inference import segment
 
-from .oracle import PatchClassifier, dense_features, through_the_grid
+from .oracle import WHOLE, PatchClassifier, dense_features, through_the_grid
 
 BATCHES_READ_AT_ONCE = 4  # images of one size share a batch, so a larger pool fills the batches better
 
@@ -37,14 +37,20 @@ class Scores:
         self.seconds = 0.0
 
     def update(
-        self, mask: np.ndarray, prediction: np.ndarray, grid: tuple[int, int], features: torch.Tensor | None = None
+        self,
+        mask: np.ndarray,
+        prediction: np.ndarray,
+        grid: tuple[int, int],
+        features: torch.Tensor | None = None,
+        extent: tuple[float, float] = WHOLE,
     ) -> None:
-        """Adds one image: `(H, W)` maps, the grid of the model's logits, and dense features where there are oracles."""
+        """Adds one image: `(H, W)` maps, the grid of the model's logits, dense features where there are oracles, and the
+        share of the grid's height and width that shows the image."""
         self.confusions["mIoU"].update(prediction, mask)
         self.boundary.update(prediction, mask)
-        self.confusions["grid_limit"].update(through_the_grid(mask, grid), mask)
+        self.confusions["grid_limit"].update(through_the_grid(mask, grid, extent), mask)
         for name, classifier in self.classifiers.items():
-            self.confusions[name].update(classifier.label_map(features, mask.shape), mask)
+            self.confusions[name].update(classifier.label_map(features, mask.shape, extent), mask)
         self.num_images += 1
 
     def reduce(self, accelerator: Accelerator) -> None:
@@ -131,7 +137,8 @@ def score(
             scores.seconds += time.perf_counter() - started
             features = dense_features(model, processor, images) if classifiers else [None] * len(images)
             for sample, prediction, dense in zip(samples, predictions, features, strict=True):
-                scores.update(sample["mask"], prediction, grid(sample["image"].size), dense)
+                (extent,) = processor.image_processor.content_extents([sample["mask"].shape])
+                scores.update(sample["mask"], prediction, grid(sample["image"].size), dense, extent)
                 if on_sample is not None:
                     on_sample(sample, prediction)
             bar.update(len(samples))
