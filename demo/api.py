@@ -16,6 +16,7 @@ from hf_clipseg.drawing.comparison import Comparison
 
 from .desk import NO_OVERRIDE, REFINEMENTS, WINDOWS, Desk, facts_of, read_options
 from .download import archive, file_name, method_files, png
+from .gpu import on_gpu
 from .guard import PictureInput, PicturesInput
 from .page_compare import computing
 from .page_teach import load_picture
@@ -45,7 +46,7 @@ def add_segment(desk: Desk, endpoints: "Endpoints", names: list[str]) -> None:
         gr.Textbox("", label="Cut out"),
     ]
     outputs = [gr.JSON(label="Results"), gr.File(label="Label maps", file_count="multiple"), gr.File(label="Archive")]
-    gr.Button("segment").click(endpoints.segment, inputs, outputs, api_name="segment", **computing(desk))
+    gr.Button("segment").click(on_gpu(endpoints.segment), inputs, outputs, api_name="segment", **computing(desk))
 
 
 def add_teach(desk: Desk, endpoints: "Endpoints", names: list[str]) -> None:
@@ -57,7 +58,7 @@ def add_teach(desk: Desk, endpoints: "Endpoints", names: list[str]) -> None:
         gr.Dropdown(names, label="Model"),
     ]
     outputs = [gr.JSON(label="Result"), gr.File(label="Overlays", file_count="multiple")]
-    gr.Button("teach").click(endpoints.teach, inputs, outputs, api_name="teach", **computing(desk))
+    gr.Button("teach").click(on_gpu(endpoints.teach), inputs, outputs, api_name="teach", **computing(desk))
 
 
 class Endpoints:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import gradio as gr
 
 from hf_clipseg.checkpoint_cards import Checkpoint, distinguish
-from hf_clipseg.checkpoints import SHIPPED, describe_checkpoint, find_checkpoints, is_cached
+from hf_clipseg.checkpoints import SHIPPED, describe_checkpoint, find_checkpoints, is_cached, read_config
 from hf_clipseg.clip.clip_backbone import KEEPS_RESIDUAL
 
 from .api import add_endpoints
@@ -21,6 +21,8 @@ from .workbench import Workbench
 
 HUB_CLIP = "openai/clip-vit-base-patch16"
 HUB_GROUPVIT = "nvidia/groupvit-gcc-yfcc"
+HUB_CLIPSEG = "CIDAS/clipseg-rd64-refined"
+HUB_MASK2FORMER = "facebook/mask2former-swin-tiny-ade-semantic"
 HEADER = (
     "<h1>Segment anything you can name</h1>"
     "<p>CLIP-based semantic segmentation, method by method, on one picture: yours, or a scene whose answer is known.</p>"
@@ -68,10 +70,23 @@ def hub_checkpoints() -> list[Checkpoint]:
         )
         for variant in ("naclip", *(variant for variant in KEEPS_RESIDUAL if variant != "naclip"))
     ]
-    return [*clip, Checkpoint(HUB_GROUPVIT, "groupvit-yfcc", "GroupViT, YFCC", GROUPVIT_NOTE, None, True, "cocu")]
+    groupvit = Checkpoint(HUB_GROUPVIT, "groupvit-yfcc", "GroupViT, YFCC", GROUPVIT_NOTE, None, True, "cocu")
+    clipseg = Checkpoint(HUB_CLIPSEG, "clipseg", "CLIPSeg", CLIPSEG_NOTE, None, True, "clipseg")
+    return [*clip, groupvit, clipseg, *mask2former()]
+
+
+def mask2former() -> list[Checkpoint]:
+    """A supervised baseline; its classes are read from its configuration, so it is offered where that is in the cache."""
+    if not is_cached(HUB_MASK2FORMER):
+        return []
+    labels = read_config(HUB_MASK2FORMER, local_files_only=True).id2label
+    classes = [[labels[index]] for index in range(len(labels))]
+    return [Checkpoint(HUB_MASK2FORMER, "mask2former-ade20k", "Mask2Former, ADE20K", MASK2FORMER_NOTE, classes, False)]
 
 
 CLIP_NOTE = "OpenAI's weights, read patch by patch without any training; the attention of the last block is the difference."
+CLIPSEG_NOTE = "Learnt from masks of phrases; a baseline that takes any words."
+MASK2FORMER_NOTE = "Learnt from masks of 150 classes; a baseline that knows no others."
 GROUPVIT_NOTE = "Learnt to group regions from captions of photographs alone."
 
 

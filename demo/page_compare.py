@@ -9,6 +9,7 @@ from hf_clipseg.clip.clip_backbone import KEEPS_RESIDUAL
 
 from .class_lists import CLASS_LISTS
 from .desk import NO_OVERRIDE, PHOTOGRAPH, WINDOWS, Desk
+from .gpu import on_gpu
 from .guard import PictureInput
 from .insight import METHODS
 from .scenes import SCENES, photographs, scene_picture, thumbnails
@@ -167,7 +168,7 @@ def insight_tabs(desk: Desk, result: gr.State) -> None:
                     format="webp", interactive=False, elem_classes="insight",
                 )  # fmt: skip
             for event in (tab.select, again.click):
-                event(see_with(desk, model_type), result, gallery, api_visibility="private", **computing(desk))
+                event(on_gpu(see_with(desk, model_type)), result, gallery, api_visibility="private", **computing(desk))
 
 
 def see_with(desk: Desk, model_type: str):
@@ -186,7 +187,7 @@ def connect_inputs(page: gr.Blocks, desk: Desk, parts: Parts) -> None:
     """Compare, Stop, examples, and the boxes that follow one another."""
     private = {"api_visibility": "private", "show_progress": "hidden"}
     inputs = [parts.image, parts.classes, parts.methods, parts.opacity, *parts.options]
-    run = {"fn": desk.compare, "inputs": inputs, "outputs": parts.outputs, **private, **computing(desk)}
+    run = {"fn": on_gpu(desk.compare), "inputs": inputs, "outputs": parts.outputs, **private, **computing(desk)}
     parts.run.click(**run)
     parts.run.click(None, js=SCROLL_TO_RESULT, api_visibility="private")
     parts.stop.click(desk.stop, None, parts.outputs[-1], queue=False, **private)
@@ -197,7 +198,11 @@ def connect_inputs(page: gr.Blocks, desk: Desk, parts: Parts) -> None:
     parts.methods.input(desk.choose, [parts.methods, parts.classes], [parts.classes, parts.note], **private)
     parts.preset.input(CLASS_LISTS.get, parts.preset, parts.classes, **private)
     opened = page.load(
-        desk.open, [parts.opacity, parts.image, parts.classes, parts.methods], parts.outputs, **private, **computing(desk)
+        on_gpu(desk.open),
+        [parts.opacity, parts.image, parts.classes, parts.methods],
+        parts.outputs,
+        **private,
+        **computing(desk),
     )
     opened.then(desk.offer_hub, parts.methods, [parts.methods, parts.hub_note], **private)
 

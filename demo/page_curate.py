@@ -7,6 +7,7 @@ import gradio as gr
 
 from .curate import Archive, Captioned, PoolCache, curate, toy_examples, vocabulary_for
 from .desk import Desk
+from .gpu import on_gpu
 from .guard import PicturesInput
 from .page_compare import computing
 from .page_teach import load_picture, teachable
@@ -55,8 +56,8 @@ def curate_tab(desk: Desk) -> None:
         pool = pools.get(checkpoint.source, loaded, ticket.check) if is_toy else None
         return archives_html(curate(loaded, items, vocabulary_for(is_toy), pool, ticket.check))
 
-    run.click(own, [model, files, captions], result, **events)
-    toys.click(scenes, model, result, **events)
+    run.click(on_gpu(own), [model, files, captions], result, **events)
+    toys.click(on_gpu(scenes), model, result, **events)
 
 
 def captioned_from(pictures: Sequence, text: str) -> list[Captioned]:

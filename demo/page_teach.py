@@ -7,6 +7,7 @@ import gradio as gr
 from hf_clipseg.processing.image_io import load_image
 
 from .desk import Desk
+from .gpu import on_gpu
 from .guard import PictureInput, PicturesInput
 from .page_compare import computing
 from .scenes import scene_picture
@@ -42,8 +43,8 @@ def teach_tab(desk: Desk) -> None:
                 interactive=False, elem_id="taught",
             )  # fmt: skip
     events = {"api_visibility": "private", "show_progress": "hidden", **computing(desk)}
-    run.click(teach_with(desk), [model, test, others, *names, *files], [status, shown], **events)
-    toys.click(teach_toys_with(desk), [model, test], [status, shown], **events)
+    run.click(on_gpu(teach_with(desk)), [model, test, others, *names, *files], [status, shown], **events)
+    toys.click(on_gpu(teach_toys_with(desk)), [model, test], [status, shown], **events)
 
 
 def lesson_rows() -> tuple[list[gr.Textbox], list[PicturesInput]]:

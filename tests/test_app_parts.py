@@ -1,9 +1,12 @@
 """What the demo computes, without a server: the workbench, tiles, the page's events, downloads."""
 
 import dataclasses
+import importlib.machinery
 import io
 import json
 import re
+import sys
+import types
 import zipfile
 
 import gradio as gr
@@ -15,6 +18,7 @@ from PIL import Image
 from demo.class_lists import CLASS_LISTS
 from demo.desk import PHOTOGRAPH, TRUTH, Desk, read_options
 from demo.download import archive
+from demo.gpu import on_gpu
 from demo.limits import RunEnded, Ticket
 from demo.page import hub_checkpoints
 from demo.scenes import SCENES, photographs, scene, scene_picture, truth_of
@@ -244,3 +248,12 @@ def test_choices_are_strings():
     for bad in (("magic", "96", "none"), ("sclip", 96, "none"), ("sclip", "96", None)):
         with pytest.raises(ValueError, match="choose one of"):
             read_options(*bad, 0, False)
+
+
+def test_a_lent_gpu_is_used_where_there_is_one(monkeypatch):
+    assert on_gpu(len) is len
+    spaces = types.ModuleType("spaces", "")
+    spaces.__spec__ = importlib.machinery.ModuleSpec("spaces", None)
+    spaces.GPU = lambda duration: lambda function: ("on the GPU", duration, function)
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    assert on_gpu(len) == ("on the GPU", 60, len)
