@@ -89,7 +89,7 @@ def test_fewer_words_than_tokens_stand_next_to_the_name():
 
 @torch.no_grad()
 def test_raw_features_are_what_the_text_projection_gives():
-    reference, backbone = clip_pair()
+    _, backbone = clip_pair()
     learner = PromptLearner(2, 3, backbone.config.text_config.hidden_size)
     torch.nn.init.normal_(learner.contexts, std=0.02)
     ids, names = sentences([[7, 8], [9], [10, 11]]), torch.tensor([0, 1, 1])
