@@ -7,6 +7,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_clipseg"
 TRAINING = ROOT / "training"
 
+TOYSCAPES_SOURCES = {
+    "data/source_types.py",
+    "data/sources.py",
+    "data/splits.py",
+    "data/tagged_images.py",
+    "settings/dataset_defaults.py",
+}
+"""Files of `training/` that read or describe the drawn data set."""
 LEAVES = {"atomic", "constants", "outputs"}
 TENSOR_TOOLS = {
     "clip.contrastive",
@@ -136,6 +144,24 @@ def test_only_its_own_room_knows_toyscapes():
     for name, path in modules().items():
         if room(name) != "toyscapes":
             assert not {other for other in inner_imports(path) if other.startswith("toyscapes")}, name
+
+
+def test_scripts_do_not_import_scripts():
+    """A command at the top of `training/` is nobody's library: what two of them share lies in a room below."""
+    scripts = {path.stem for path in TRAINING.glob("*.py") if "__main__" in path.read_text()}
+    assert {"train_vpl", "evaluate", "export"} <= scripts
+    for path in TRAINING.rglob("*.py"):
+        imported = inner_imports(path, TRAINING) | {other.removeprefix("training.") for other in imports(path)}
+        assert not imported & scripts, f"{path.relative_to(ROOT)} imports {imported & scripts}"
+
+
+def test_training_knows_toyscapes_in_its_sources_and_defaults_only():
+    knowing = {
+        path.relative_to(TRAINING).as_posix()
+        for path in TRAINING.rglob("*.py")
+        if {other for other in imports(path) if other.startswith("hf_clipseg.toyscapes")}
+    }
+    assert knowing == TOYSCAPES_SOURCES
 
 
 def test_nothing_is_pickled():

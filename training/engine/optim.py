@@ -2,6 +2,9 @@
 
 Weight decay is applied to matrices only: biases, norms, embeddings and scalars (logit scale, noun scale) are left alone, as
 CLIP (arXiv:2103.00020, section 2.5) does. Schedules are factors of the peak learning rate, so that several groups share one.
+They are not those of transformers, which differ during warm-up: `get_cosine_schedule_with_warmup` begins with a step at rate 0
+and reaches the peak a step later, `get_polynomial_decay_schedule_with_warmup` also needs an absolute final rate above 0. With
+them no shipped checkpoint could be trained again; after warm-up the cosines are equal, which a test checks.
 """
 
 import math
