@@ -27,10 +27,11 @@ from transformers.utils.logging import disable_progress_bar
 from .atomic import replace_file
 from .checkpoints import SHIPPED, Checkpoint, LoadedCheckpoint, describe_checkpoint, find_checkpoints, load_checkpoint
 from .clip.class_files import class_names_of_argument
+from .clip.text_bank import templates_of_argument
 from .drawing.label_files import index_picture, label_record
 from .drawing.overlay import overlay
 from .processing.image_io import load_image
-from .processing.inference import segment
+from .processing.inference import OUTPUT_STRIDE, segment
 from .refinement.refinements import REFINEMENTS
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -48,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--output", required=True, help="folder for the results")
     run.add_argument("--window", type=int, help="side of sliding windows, in pixels of the model's input")
     run.add_argument("--stride", type=int, help="distance of the windows (default: half a window)")
+    run.add_argument(
+        "--output_stride", type=int, default=OUTPUT_STRIDE,
+        help="pixels per cell on which windows are averaged: 4 is fast, 1 exact (%(default)s)",
+    )  # fmt: skip
+    run.add_argument("--templates", help="of the prompts: a preset, one template with '{}', or a file with one a line")
     run.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="average over the mirror image")
     run.add_argument("--refinement", choices=sorted(REFINEMENTS), help="move boundaries to the edges of the picture")
     run.add_argument("--opacity", type=float, default=0.5, help="of the overlay's colours, 0 to 1 (%(default)s)")
@@ -169,7 +175,9 @@ def run_segment(arguments: argparse.Namespace) -> int:
     asked_for = read_classes(arguments.classes)
     checkpoint = load_checkpoint(resolve_model(arguments.model), arguments.device)
     class_names = class_names_of(checkpoint, asked_for, arguments.model)
-    options = {name: getattr(arguments, name) for name in ("window", "stride", "flip", "refinement")}
+    options = {name: getattr(arguments, name) for name in ("window", "stride", "flip", "refinement", "output_stride")}
+    if arguments.templates is not None:
+        options["templates"] = templates_of_argument(arguments.templates)
     print(
         f"{type(checkpoint.model).__name__} {arguments.model}: {count(len(pictures), 'picture')}, "
         f"{count(len(class_names), 'class')}, results in {arguments.output}"

@@ -45,6 +45,20 @@ def test_segment_writes_what_the_library_computes(clip, photo, tmp_path):
     assert Image.open(output / "photo.overlay.png").size == (56, 40)
 
 
+def test_windows_stitched_exactly_and_own_templates(clip, photo, tmp_path):
+    (tmp_path / "templates.txt").write_text("# two\na {}\na photo of the {}\n")
+    options = ["--window", "24", "--stride", "10", "--output_stride", "1", "--templates", str(tmp_path / "templates.txt")]
+    command = ["segment", str(photo), "--classes", "sky, boat", "--model", clip, "--output", str(tmp_path / "out")]
+    assert main([*command, *options]) == 0
+    model = MaskClipForSemanticSegmentation.from_clip(clip, attention_variant="naclip").eval()
+    (expected,) = segment(
+        model, SegmentationProcessor.from_clip(clip), [photo], [["sky"], ["boat"]], window=24, stride=10, output_stride=1,
+        templates=["a {}", "a photo of the {}"],
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/photo.labels.png")), expected)
+    assert main([*command, "--templates", "nothing.txt"]) == 1
+
+
 def test_a_folder_keeps_its_shape_and_a_broken_picture_does_not_stop_it(clip, tmp_path, capsys):
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)

@@ -7,8 +7,8 @@ Commands:  python -m training.curate_concepts --output_dir runs/concepts
            python -m training.train_cocu --concepts runs/concepts $START --output_dir runs/cocu
            python -m training.train_cocu --concepts runs/concepts $START --sampling none --output_dir runs/groupvit
 From noise: --model_config tiny --max_train_steps 2000 --warmup_steps 200 in place of START.
-Published: --model_config full --image_size 224 --learning_rate 1.6e-3 --train_batch_size 4096 over all processes, 30 epochs,
-           --pooling before_projection --contrast_archive --duplicates_are_negatives.
+Published: --recipe cocu-cc3m, cocu-cc12m, groupvit-cc3m or groupvit-cc12m: 30 epochs of 4096 pairs a step, 2 of them warm-up,
+           a draw without temperature, the 5 best classes. The defaults of the options are for minutes on a laptop.
 Deviations: templates are those of CLIP pre-training here (`tokenization.NOUN_TEMPLATES`), not ImageNet's; groups are projected
 before they are averaged; the concepts of its archive are none of an image's negatives, drawn or not; encoders can start from
 a CLIP (`clip_start`), and the groups of that start can be kept, as LiT (Zhai et al. 2021, arXiv 2111.07991) keeps its image

@@ -6,6 +6,8 @@ Commands:
         --validation_fraction 0.1 --output_dir runs/mine
     accelerate launch -m training.train_mta_clip --preset ade20k --dataset_name HUB_ID \
         --model_name_or_path openai/clip-vit-base-patch16 --output_dir runs/mta-clip-ade20k
+    accelerate launch --num_processes 8 -m training.train_mta_clip --recipe mta-clip-ade20k \
+        --dataset_name ADEChallengeData2016 --output_dir runs/mta-clip-ade20k      # as the released code has it
 
 Without `--preset` the options are the paper's; `toyscapes` is the preset of the data set of that name.
 

@@ -14,6 +14,7 @@ Deviations:
   when p_c is near 1, in half precision, or where an image has one class and no background.
 - `attention_variant` may replace the attention of the last block in step 1 by one that localises (see `clip_backbone`).
 - Images of one batch are treated together: pass j takes the j-th class of every image.
+- Boxes end with the last strong patch of a region; those of CLIP-ES that touch the lower or right edge end one patch before it.
 """
 
 from collections.abc import Sequence

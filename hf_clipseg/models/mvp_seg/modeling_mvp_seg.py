@@ -13,6 +13,8 @@ Deviations, each with the paper's form kept as a configuration:
 - `global_refinement="threshold"`: without b, g < 1/2 needs a negative cosine, which CLIP hardly ever gives.
 - `orthogonality="text"`: mean prompt tokens are nearly orthogonal at random initialisation, the texts that they make are not.
 - The refined mask `softmax(m_f) g` is kept as `m_f + log g`: the same argmax, and a proper cross-entropy.
+- Training adds a loss of its own that keeps the fused text of a class near its template ensemble (`train_mvp_seg
+  --anchor_weight`; the paper has none: 0).
 - L_cls is a mean over classes, not a sum, so that its weight does not depend on the size of the vocabulary.
 """
 

@@ -8,7 +8,8 @@ papers say about it. Localisation follows CLIP-ES (arXiv 2212.09506), the segmen
     pseudo masks  -> this model's decoder, on a frozen CLIP, with regional semantic contrast against the prototypes
 
 Decided here, because unpublished: the form, temperature and weight of the contrast, and that its features are a linear
-projection of the decoder's. Prediction needs no image labels.
+projection of the decoder's. Not built: WeCLIP refines its pseudo labels online, with the decoder's own affinities; here the
+segmenter learns from the masks as they were written. Prediction needs no image labels.
 """
 
 from collections.abc import Sequence
