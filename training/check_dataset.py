@@ -19,7 +19,8 @@ from hf_clipseg.drawing.overlay import overlay
 
 from .data.file_checks import FileCheck, check_files, label_table, looks_binary, totals
 from .data.layouts import find_validation
-from .data.sources import load_source, split_names
+from .data.rows import split_names
+from .data.sources import load_source
 
 EXAMPLES = 5  # files named per kind of finding
 UNLABELLED_NAMES = ("unlabeled", "unlabelled", "void", "ignore", "ignored", "_ignore_", "__ignore__")

@@ -1,11 +1,9 @@
-"""Finding columns and class names in data sets whose authors named them differently."""
+"""Finding columns in data sets whose authors named them differently."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import datasets
-
-from hf_clipseg.clip.class_files import read_class_file, split_synonyms
 
 COLUMN_NAMES = {
     "image": ("image", "pixel_values", "img", "jpg", "jpeg", "png"),
@@ -16,9 +14,7 @@ COLUMN_NAMES = {
     "labels": ("image_labels", "tags"),
     "key": ("key", "__key__", "file_name", "filename", "id"),
 }  # fmt: skip
-CLASS_FILES = (
-    "classes.txt", "classes.json", "id2label.json", "class_names.txt", "labels.txt", "class_dict.csv", "_classes.csv",
-)  # fmt: skip
+PATH_TYPES = ("string", "large_string", "binary", "large_binary")
 
 
 def find_column(columns: Sequence[str], kind: str, chosen: str | None = None) -> str:
@@ -49,14 +45,13 @@ def find_key_column(columns: Sequence[str]) -> str | None:
     return next((name for name in COLUMN_NAMES["key"] if name in columns), None)
 
 
-def class_names_in_folder(folder: str | Path) -> list[list[str]] | None:
-    """The names of every class from the first of `CLASS_FILES` that `folder` holds."""
-    path = next((Path(folder) / name for name in CLASS_FILES if (Path(folder) / name).is_file()), None)
-    return read_class_file(path) if path else None
+def find_image_and_mask(features: datasets.Features, image_column: str | None, mask_column: str | None) -> tuple[str, str]:
+    """The columns of images and masks among `features`: those chosen, or the only ones with usual names."""
+    columns = [name for name, feature in features.items() if can_hold_an_image(feature)]
+    return find_column(columns, "image", image_column), find_column(columns, "mask", mask_column)
 
 
-def class_names_in_features(features: datasets.Features | None) -> list[list[str]] | None:
-    """Names of the only list of `ClassLabel`s among the columns: the image labels, which share their ids with the masks."""
-    inner: Iterable = (getattr(feature, "feature", None) for feature in (features or {}).values())
-    found = [feature.names for feature in inner if isinstance(feature, datasets.ClassLabel)]
-    return [split_synonyms(name) for name in found[0]] if len(found) == 1 else None
+def can_hold_an_image(feature: Any) -> bool:
+    """Whether a column can hold an image, the path of one or an array: numbers and class labels cannot."""
+    array = isinstance(feature, datasets.Array2D) or isinstance(getattr(feature, "feature", None), datasets.List)
+    return array or isinstance(feature, (datasets.Image, dict)) or getattr(feature, "dtype", None) in PATH_TYPES

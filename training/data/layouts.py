@@ -24,6 +24,7 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 STORED_FILES = tuple(
     f"{depth}{name}" for depth in ("", "*/", "*/*/") for name in (*METADATA_FILES, "*.parquet", "*.arrow", "*.tar")
 )
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 DIVISION_SEED = 0  # part of what --validation_fraction means: changing it would mix training and validation images
 
 
@@ -104,7 +105,7 @@ def held_out(open_whole: Callable[[], datasets.Dataset], fraction: float, valida
     """One part of a set. Which image belongs to which is decided by its key alone: no seed, limit or order changes it."""
     dataset = open_whole()
     column = find_key_column(dataset.column_names)
-    keys = [str(key) for key in dataset[column]] if column else [str(index) for index in range(len(dataset))]
+    keys = [division_key(str(key)) for key in dataset[column]] if column else [str(index) for index in range(len(dataset))]
     unique = sorted(set(keys), key=lambda key: (hashlib.sha256(f"{DIVISION_SEED}/{key}".encode()).digest(), key))
     count = round(len(unique) * fraction)
     if not 0 < count < len(unique):
@@ -113,6 +114,13 @@ def held_out(open_whole: Callable[[], datasets.Dataset], fraction: float, valida
         )
     chosen = set(unique[:count])
     return dataset.select([index for index, key in enumerate(keys) if (key in chosen) == validation])
+
+
+def division_key(key: str) -> str:
+    """The name of an image without folder and suffix, so that masks, captions and tags of one set are divided alike."""
+    name = key.replace("\\", "/").rpartition("/")[2]
+    stem, _, suffix = name.rpartition(".")
+    return stem if stem and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
 
 
 def stored_dataset(folder: Path) -> Layout | None:

@@ -10,7 +10,6 @@ import datasets
 from .layouts import Layout, content_digest, has_metadata
 from .presets import ADE20K_CLASSES, CITYSCAPES_CLASSES, VOC_CLASSES, cityscapes_id_map
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir")
 MASK_FOLDERS = ("masks", "mask", "annotations", "ann_dir", "labels", "label", "gt")
 MASK_FOLDER_ENDINGS = ("annot", "_annot", "_labels", "_label", "_masks", "_mask", "_gt")

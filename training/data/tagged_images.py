@@ -15,9 +15,10 @@ from hf_clipseg.localization.prototypes import encode_image_labels
 from hf_clipseg.toyscapes.scene_datasets import ToyscapesDataset, code_digest
 from hf_clipseg.toyscapes.scene_vocabulary import CLASS_NAMES, SYNONYMS
 
-from .columns import class_names_in_features, class_names_in_folder, find_column, find_key_column
+from .class_sources import class_names_in_features, class_names_in_folder
+from .columns import find_column, find_key_column
+from .rows import open_dataset
 from .source_types import read_image
-from .sources import open_dataset
 from .tag_files import TAG_LAYOUTS, labels_table
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from training.data.coco_json import decode_runs, unpack_counts
 from training.data.mask_layouts import MASK_LAYOUTS
 from training.data.presets import VOC_CLASSES
-from training.data.sources import load_source, split_names
+from training.data.rows import split_names
+from training.data.sources import load_source
 
 CLASSES = "sky, sea, sand, grass, boat, car, dog, cat"
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.sources import load_captions, load_source, split_names
+from training.data.rows import split_names
+from training.data.sources import load_captions, load_source
 
 REAL_DATA = os.environ.get("HF_CLIPSEG_REAL_DATA")
 pytestmark = pytest.mark.skipif(not REAL_DATA, reason="needs photographs: HF_CLIPSEG_REAL_DATA names no folder")

@@ -4,9 +4,9 @@ import datasets
 import pytest
 from PIL import Image
 
+from training.data.class_sources import choose_class_names
 from training.data.layouts import Layout
 from training.data.source_types import CaptionSource
-from training.data.sources import choose_class_names
 
 
 @pytest.mark.parametrize("first", ["other", "Unlabeled", "void"])

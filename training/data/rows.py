@@ -1,0 +1,114 @@
+"""The rows of a data set: which folder, Hub id and split, how many of them, at random or as a stream."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from .layouts import Layout, Recogniser, open_split, recognise
+from .mask_layouts import MASK_LAYOUTS
+from .presets import PRESETS
+
+
+def open_dataset(
+    dataset_name: str,
+    split: str,
+    config_name: str | None = None,
+    streaming: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    validation_fraction: float | None = None,
+    layouts: Mapping[str, Recogniser] = MASK_LAYOUTS,
+) -> tuple[datasets.Dataset, Layout]:
+    """Rows of a Hub data set or folder, random access, images left encoded; and what the layout says about masks.
+
+    Args:
+        streaming: read only the first `limit` rows, see `open_stream`.
+        limit: use so many rows, drawn by `seed`; the first ones when streaming.
+        validation_fraction: divide the training split in "train" and "validation", see `open_split`.
+        layouts: what a folder may look like.
+
+    Raises:
+        ValueError: a split that does not exist or is empty, a layout that is not understood, or streaming without a limit.
+    """
+    if streaming:
+        if validation_fraction is not None:
+            raise ValueError("--validation_fraction needs every key: leave --streaming out, or name a --validation_split")
+        return open_stream(dataset_name, split, config_name, limit), Layout({})
+    layout = find_layout(dataset_name, config_name, layouts, validation_fraction is not None)
+    if layout.splits:
+        dataset = open_split(layout.splits, split, validation_fraction, dataset_name)
+    else:
+        dataset = datasets.load_dataset(dataset_name, config_name, split=split)
+    if not len(dataset):
+        raise ValueError(f"the split {split!r} of {dataset_name} has no images")
+    if limit is not None and limit < len(dataset):
+        dataset = dataset.select(sorted(np.random.default_rng(seed).permutation(len(dataset))[:limit].tolist()))
+    return leave_encoded(dataset), layout
+
+
+def open_stream(dataset_name: str, split: str, config_name: str | None, limit: int | None) -> datasets.Dataset:
+    """The first `limit` rows, encoded, in a file of the cache: no row is held in memory, and a resumed run finds it there."""
+    if limit is None:
+        raise ValueError("streaming needs a number of rows: set --limit")
+    options = {"dataset_name": dataset_name, "config_name": config_name, "split": split, "limit": limit}
+    options["version"] = folder_version(Path(dataset_name)) if Path(dataset_name).is_dir() else ""
+    features = leave_encoded(stream_of(dataset_name, config_name, split)).features
+    dataset = datasets.Dataset.from_generator(first_rows, features=features, gen_kwargs=options)
+    dataset._fingerprint = hashlib.sha256(json.dumps([options, features and str(features)]).encode()).hexdigest()[:16]
+    return leave_encoded(dataset)
+
+
+def stream_of(dataset_name: str, config_name: str | None, split: str) -> datasets.IterableDataset:
+    return datasets.load_dataset(dataset_name, config_name, split=split, streaming=True)
+
+
+def first_rows(
+    dataset_name: str,
+    config_name: str | None,
+    split: str,
+    limit: int,
+    version: str,  # noqa: ARG001
+) -> Iterator[dict[str, Any]]:
+    """Rows for `Dataset.from_generator`, which keeps them by its arguments: `version` makes changed files another set."""
+    yield from itertools.islice(leave_encoded(stream_of(dataset_name, config_name, split)), limit)
+
+
+def folder_version(folder: Path) -> str:
+    """Another text when a file below `folder` is added, removed or written again."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stamps = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+
+
+def find_layout(dataset_name: str, config_name: str | None, layouts: Mapping[str, Recogniser], list_splits: bool) -> Layout:
+    """The layout of a folder; for the Hub, one of all splits, or of none where they need not be known."""
+    if Path(dataset_name).is_dir():
+        return recognise(Path(dataset_name), layouts)
+    if dataset_name.startswith(("/", "./", "../", "~")):
+        raise ValueError(f"There is no folder {dataset_name}.")
+    names = datasets.get_dataset_split_names(dataset_name, config_name) if list_splits else ()
+    return Layout({name: partial(datasets.load_dataset, dataset_name, config_name, split=name) for name in names})
+
+
+def split_names(dataset_name: str, config_name: str | None = None) -> list[str]:
+    """The splits of a data set, as `load_source` takes them."""
+    if dataset_name == "toyscapes":
+        return ["train", "validation", "test"]
+    if not Path(dataset_name).is_dir() and dataset_name in PRESETS:
+        dataset_name = PRESETS[dataset_name].dataset_name
+    return list(find_layout(dataset_name, config_name, MASK_LAYOUTS, True).splits)
+
+
+def leave_encoded(dataset):
+    """Images as `{"bytes", "path"}`: decoding is ours, so that a broken file is reported by its key."""
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
