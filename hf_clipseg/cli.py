@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("segment", help="pictures or folders of pictures -> overlays, index PNGs, JSON")
     run.add_argument("pictures", nargs="+", help="files, or folders that are searched for pictures")
     run.add_argument("--model", required=True, help="a folder, a Hub id, or a name that `hf-clipseg models` lists")
-    run.add_argument("--classes", help="names parted by commas, synonyms by '|' (default: the model's own)")
+    run.add_argument("--classes", help="names parted by commas, synonyms by '|'; or a file (default: the model's own)")
     run.add_argument("--output", required=True, help="folder for the results")
     run.add_argument("--window", type=int, help="side of sliding windows, in pixels of the model's input")
     run.add_argument("--stride", type=int, help="distance of the windows (default: half a window)")
