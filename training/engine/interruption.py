@@ -55,7 +55,7 @@ def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
     return (counts > 0).tolist()
 
 
-def ignore_stop_signals(_: int) -> None:
-    """For processes that load data: they get the signals of a whole process group, too, but end with the run, not before it."""
+def ignore_stop_signals(*_) -> None:
+    """For processes that load data, which get the signals of a whole group, too, but end with the run, not before it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

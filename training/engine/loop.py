@@ -154,6 +154,8 @@ def train(
                 checkpoints.save(step)
             if stopped:
                 break
+    if stopped and accelerator.num_processes > 1:
+        ignore_stop_signals()  # a launcher sends them again to those that are not the first to end
     progress.close()
     accelerator.end_training()
     if stopped:
