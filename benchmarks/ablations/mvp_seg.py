@@ -141,6 +141,7 @@ class Study:
         return [
             "--output_dir", str(output_dir), "--seed", str(seed), "--cache_dir", self.cache_dir,
             "--limit", str(TRAIN_IMAGES), "--unseen", ",".join(self.split.unseen_names),
+            "--resume_from_checkpoint", "latest",
         ]  # fmt: skip
 
     def baselines(self) -> dict:
