@@ -9,10 +9,13 @@ difference in colour. A mean-field step filters the class probabilities with bot
 the pixels: a pixel spreads its value over the d + 1 corners of the simplex it lies in, the lattice is blurred along its d + 1
 axes, and every pixel reads its corners back.
 
-Deviations from the usual C++: corners are found with one sort instead of a hash table, and the neighbours of a corner lie at a
-constant distance in its packed integer code, so that everything is a handful of tensor operations. Kernels are normalised
-symmetrically, as the reference code does by default. All arithmetic is fp32.
+Deviations from the usual C++: corners are found with one sort instead of a hash table, the neighbours of a corner lie at a
+constant distance in its packed integer code, and spreading and reading are products with one sparse matrix, so that everything
+is a handful of tensor operations. Kernels are normalised symmetrically, as the reference code does by default. All arithmetic
+is fp32.
 """
+
+import warnings
 
 import torch
 
@@ -44,8 +47,10 @@ def dense_crf(
     """
     check_sizes(images, probabilities)
     pairwise = (smooth_weight, smooth_distance), (colour_weight, colour_distance, colour_difference)
-    rows = zip(images.float(), probabilities.float(), strict=True)
-    return torch.stack([_mean_field(image, row, iterations, *pairwise) for image, row in rows])
+    device = probabilities.device
+    work_device = device if device.type in ("cpu", "cuda") else "cpu"  # others have no sparse matrices
+    rows = zip(images.to(work_device).float(), probabilities.to(work_device).float(), strict=True)
+    return torch.stack([_mean_field(image, row, iterations, *pairwise) for image, row in rows]).to(device)
 
 
 def _mean_field(image, probabilities, iterations: int, smooth, colour) -> torch.Tensor:
@@ -58,11 +63,14 @@ def _mean_field(image, probabilities, iterations: int, smooth, colour) -> torch.
     positions = pixel_positions(height, width, image.device)
     colours = image.flatten(1).T / colour[2]
     terms = (
-        (smooth[0], SymmetricFilter(positions / smooth[1])),
-        (colour[0], SymmetricFilter(torch.cat([positions / colour[1], colours], dim=1))),
+        SymmetricFilter(positions / smooth[1], smooth[0]),
+        SymmetricFilter(torch.cat([positions / colour[1], colours], dim=1), colour[0]),
     )
     for _ in range(iterations):
-        beliefs = (scores + sum(weight * kernel(beliefs) for weight, kernel in terms)).softmax(1)
+        total = scores.clone()
+        for term in terms:
+            term.add_to(total, beliefs)
+        beliefs = total.softmax(1)
     return beliefs.T.unflatten(1, (height, width))
 
 
@@ -77,15 +85,23 @@ def pixel_positions(height: int, width: int, device=None) -> torch.Tensor:
 
 
 class SymmetricFilter:
-    """Gaussian filter K over `features (N, d)`, normalised as D^-1/2 K D^-1/2 with D the row sums of K."""
+    """Gaussian filter K over `features (N, d)`, normalised as D^-1/2 K D^-1/2 with D the row sums of K, times `weight`.
 
-    def __init__(self, features: torch.Tensor):
+    Scale and weight are part of the sparse matrices: pictures are large and lattices small, so every pass over the values of
+    all pixels that is saved counts.
+    """
+
+    def __init__(self, features: torch.Tensor, weight: float = 1.0):
         self.kernel = PermutohedralLattice(features)
-        row_sums = self.kernel(features.new_ones(len(features), 1))
-        self.scale = (row_sums + 1e-20).rsqrt()
+        row_sums = self.kernel(features.new_ones(len(features), 1))[:, 0]
+        scale = (row_sums + 1e-20).rsqrt()
+        spread, read = self.kernel.spread, self.kernel.read
+        spread.values().mul_(scale[spread.col_indices()])
+        read.values().mul_((scale * (weight * self.kernel.gain)).repeat_interleave(self.kernel.dimensions + 1))
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        return self.scale * self.kernel(self.scale * values)
+    def add_to(self, total: torch.Tensor, values: torch.Tensor) -> None:
+        """Adds the filtered `values (N, C)` to `total (N, C)`."""
+        total.addmm_(self.kernel.read, self.kernel.blurred(values))
 
 
 class PermutohedralLattice:
@@ -102,11 +118,24 @@ class PermutohedralLattice:
         self.dimensions = features.shape[1]
         if features.abs().amax() > 1e6:  # positions within a cell would be lost to rounding
             raise ValueError(f"Features reach {features.abs().amax():.3g} standard deviations; use larger standard deviations.")
-        corners, self.weights = simplex_corners(features.float())  # (N, d + 1, d), (N, d + 1)
+        corners, weights = simplex_corners(features.float())  # (N, d + 1, d), (N, d + 1)
         strides, codes = pack(corners)
-        self.codes, inverse = codes.unique(return_inverse=True)
-        self.corner_ids = inverse.view(len(features), -1)
+        self.codes, corner_ids = codes.unique(return_inverse=True)
+        self.read = self._matrix(corner_ids, weights, len(features))
+        self.spread = self._transposed(corner_ids, weights, len(features))
         self.neighbours = self._neighbours(strides)  # (d + 1, 2, corners)
+
+    def _matrix(self, corner_ids: torch.Tensor, weights: torch.Tensor, points: int) -> torch.Tensor:
+        """`(N, corners)`: how much of every corner a point reads."""
+        row_starts = torch.arange(0, corner_ids.numel() + 1, self.dimensions + 1, device=weights.device)
+        return sparse_rows(row_starts, corner_ids, weights.flatten(), (points, len(self.codes)))
+
+    def _transposed(self, corner_ids: torch.Tensor, weights: torch.Tensor, points: int) -> torch.Tensor:
+        """`(corners, N)`: how much every point gives to a corner."""
+        order = corner_ids.argsort(stable=True)
+        row_starts = torch.nn.functional.pad(torch.bincount(corner_ids, minlength=len(self.codes)).cumsum(0), (1, 0))
+        columns = order.div(self.dimensions + 1, rounding_mode="floor")
+        return sparse_rows(row_starts, columns, weights.flatten()[order], (len(self.codes), points))
 
     def _neighbours(self, strides: torch.Tensor) -> torch.Tensor:
         """Along axis j a neighbour differs by -1 in every coordinate but +d in the j-th; the last id stands for none."""
@@ -117,17 +146,28 @@ class PermutohedralLattice:
         found = torch.searchsorted(self.codes, wanted).clamp(max=len(self.codes) - 1)
         return torch.where(self.codes[found] == wanted, found, len(self.codes))
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """`(N, C)` float32 -> the filtered `(N, C)`."""
-        lattice = values.new_zeros(len(self.codes) + 1, values.shape[1])  # the last row stays 0: a missing neighbour
-        for corner in range(self.dimensions + 1):
-            lattice.index_add_(0, self.corner_ids[:, corner], self.weights[:, corner, None] * values)
+    @property
+    def gain(self) -> float:
+        """What the sum over the corners has to be multiplied with: the blur alone would make constants larger."""
+        return 1 / (1 + 2.0**-self.dimensions)
+
+    def blurred(self, values: torch.Tensor) -> torch.Tensor:
+        """`(N, C)` float32 -> `(corners, C)`: spread over the lattice and blurred along its axes."""
+        lattice = torch.nn.functional.pad(self.spread @ values, (0, 0, 0, 1))  # the last row stays 0: a missing neighbour
         for first, second in self.neighbours:
             lattice[:-1] += 0.5 * (lattice[first] + lattice[second])
-        result = torch.zeros_like(values)
-        for corner in range(self.dimensions + 1):
-            result.addcmul_(lattice[self.corner_ids[:, corner]], self.weights[:, corner, None])
-        return result / (1 + 2.0**-self.dimensions)
+        return lattice[:-1]
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """`(N, C)` float32 -> the filtered `(N, C)`."""
+        return self.gain * (self.read @ self.blurred(values))
+
+
+def sparse_rows(row_starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """A sparse matrix, row by row: the columns of row i are `columns[row_starts[i] : row_starts[i + 1]]`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(row_starts.int(), columns.int(), values, size=shape, check_invariants=False)
 
 
 def simplex_corners(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,9 +184,7 @@ def simplex_corners(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     elevated = elevate(features)
     multiples = (elevated / size).round()
     remainder = elevated - multiples * size
-    # Rank by decreasing remainder; among equals the earlier coordinate comes last, whence the flips.
-    order = remainder.flip(1).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1).flip(1) + multiples.sum(1, keepdim=True).long()
+    rank = ranks(remainder) + multiples.sum(1, keepdim=True).long()
     wrap = (rank < 0).long() - (rank > dimensions).long()  # the rounded point may lie off the plane: step back onto it
     rank = rank + wrap * size
     base = (multiples.long() + wrap) * size
@@ -159,6 +197,21 @@ def simplex_corners(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     colour = torch.arange(size, device=features.device).view(1, size, 1)
     corners = base[:, None, :dimensions] + colour - size * (rank[:, None, :dimensions] > dimensions - colour)
     return corners, weights[:, :size]
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """`(N, k)` -> int64: the place of each value in its row, the largest first; among equals the earlier one comes last.
+
+    By comparing all pairs: a sort of so few values costs torch ten times as much.
+    """
+    columns = values.T.contiguous()
+    places = torch.zeros_like(columns, dtype=torch.int64)
+    for later in range(1, len(columns)):
+        for earlier in range(later):
+            larger = columns[earlier] > columns[later]
+            places[later] += larger
+            places[earlier] += ~larger
+    return places.T
 
 
 def elevate(features: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 SOFTNESS = 0.1
-CHANNELS_AT_ONCE = 16
+CHANNELS_AT_ONCE = 4
 _DIRECTIONS = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0))
 
 

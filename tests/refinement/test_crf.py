@@ -11,6 +11,7 @@ from hf_clipseg.refinement.crf import (
     dense_crf,
     elevate,
     pixel_positions,
+    ranks,
     simplex_corners,
 )
 from hf_clipseg.refinement.refinements import REFINEMENTS
@@ -58,7 +59,9 @@ def test_the_kernel_is_normalised_symmetrically():
     row_sums = kernel.sum(1)
     assert row_sums.max() / row_sums.min() > 1.5  # corners have fewer neighbours, so the two normalisations differ
     expected = kernel / (row_sums[:, None] * row_sums[None]).sqrt()
-    torch.testing.assert_close(SymmetricFilter(features.float())(torch.eye(len(features))), expected)
+    filtered = torch.ones_like(expected)
+    SymmetricFilter(features.float(), weight=3.0).add_to(filtered, torch.eye(len(features)))
+    torch.testing.assert_close(filtered, 1 + 3 * expected)
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
@@ -71,6 +74,12 @@ def test_corners_surround_their_point(dimensions):
     # The last coordinate is implied; the weighted mean of the corners is the elevated point itself.
     mean = (corners.double() * weights[:, :, None]).sum(1)
     torch.testing.assert_close(mean, elevate(features)[:, :dimensions])
+
+
+def test_ranks_are_those_of_a_stable_sort():
+    for values in (torch.randn(300, 6), torch.randint(0, 3, (300, 6)).float()):  # the second full of equals
+        order = values.flip(1).argsort(dim=1, descending=True, stable=True)
+        assert torch.equal(ranks(values), order.argsort(dim=1).flip(1))
 
 
 def test_agrees_with_brute_force():

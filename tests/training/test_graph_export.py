@@ -28,7 +28,8 @@ def assert_same(run, model, divisor):
         with torch.no_grad():
             expected = model(pixel_values=pixel_values).logits
         found = run(pixel_values)
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        # 1e-4, or 1e-5 of the largest logit: learned scales reach 250, where fp32 knows no more.
+        torch.testing.assert_close(found, expected, atol=1e-5 * max(10.0, expected.abs().max().item()), rtol=0)
         assert (found.argmax(dim=1) == expected.argmax(dim=1)).float().mean() >= 0.999
 
 
