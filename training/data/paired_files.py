@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from .layouts import Layout, content_digest, has_metadata
+from .layouts import IMAGE_SUFFIXES, Layout, content_digest, has_metadata
 from .presets import ADE20K_CLASSES, CITYSCAPES_CLASSES, VOC_CLASSES, cityscapes_id_map
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir")
