@@ -14,6 +14,7 @@ from PIL import Image
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
 from training import push_to_hub
 from training.engine import hub
+from training.engine import publish as publishing
 from training.engine.curves import draw_curves
 from training.engine.hub import check_hub_access
 from training.engine.loop import TrainingSettings
@@ -118,11 +119,13 @@ def test_a_curve_goes_through_its_points():
 
 def test_an_error_while_writing_leaves_the_older_result(tmp_path, monkeypatch):
     final = result(tmp_path)
-    (final / "old.txt").write_text("old")
-    monkeypatch.setattr(SegmentationProcessor, "save_pretrained", lambda *_, **__: 1 / 0)
+    for name in ("old.txt", "model.safetensors", "README.md"):
+        (final / name).write_text("old")
+    before = {path.name: path.read_bytes() for path in final.iterdir()}
+    monkeypatch.setattr(publishing, "write_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         result(tmp_path)
-    assert (final / "old.txt").is_file() and (final / "model.safetensors").is_file()
+    assert {path.name: path.read_bytes() for path in final.iterdir()} == before
     assert [path.name for path in final.parent.iterdir()] == ["final"]
 
 
