@@ -32,7 +32,7 @@ from hf_clipseg.localization.prototype_rules import PrototypeSettings
 from hf_clipseg.refinement.refinements import REFINEMENTS
 
 from .data.feature_cache import CropCache, CropSettings
-from .data.openers import open_tags, open_validation
+from .data.openers import check_held_out, open_tags, open_validation
 from .data.pseudo_masks import PseudoMasks, write_pseudo_labels
 from .data.tagged_images import TaggedImages
 from .engine.loop import SampleKey, make_accelerator, train
@@ -206,7 +206,9 @@ def train_segmenter(
 def run_segmenter(args: argparse.Namespace, accelerator, settings: TrainingSettings, model, processor, masks) -> None:
     """Stage 3: from pseudo masks to `final/`."""
     labels = list(model.config.id2label.values())
-    validation = MaskValidation(args, accelerator, processor, open_validation(args), labels)
+    held_out = open_validation(args)
+    check_held_out(masks.source, held_out, args.validation_fraction)
+    validation = MaskValidation(args, accelerator, processor, held_out, labels)
     with accelerator.main_process_first():
         cache = cache_blocks(args, model, processor, masks)
     names = ("image_size", "label_size", "crops_per_image", "contrast_warmup_steps")

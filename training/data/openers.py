@@ -6,6 +6,7 @@ from typing import Any
 from hf_clipseg.clip.class_files import class_names_of_argument
 
 from .file_checks import check_some_masks
+from .layouts import division_key
 from .sources import load_source
 from .tagged_images import TaggedImages, load_tagged_images
 
@@ -34,6 +35,19 @@ def open_validation(args: argparse.Namespace, **more: Any):
     if args.validation_split is None and args.validation_fraction is None:
         return None
     return open_masks(args, args.validation_split or "validation", args.validation_limit, **more)
+
+
+def check_held_out(trained_on: TaggedImages, masks, fraction: float | None) -> None:
+    """Raises ValueError where `--validation_fraction` divided tags and masks of one set in different ways."""
+    column = getattr(masks, "key_column", None)
+    if fraction is None or masks is None or column is None:
+        return
+    both = {division_key(key) for key in trained_on.keys} & {division_key(str(key)) for key in masks.dataset[column]}
+    if both:
+        raise ValueError(
+            f"{len(both)} images, such as {sorted(both)[0]!r}, would be trained on and scored: tags and masks are not of the "
+            "same images. Put the masks to score on into a split of their own, and pass --validation_split"
+        )
 
 
 def open_tags(args: argparse.Namespace, class_names=None) -> TaggedImages:
