@@ -18,7 +18,7 @@ from .desk import NO_OVERRIDE, REFINEMENTS, WINDOWS, Desk, facts_of, read_option
 from .download import archive, file_name, method_files, png
 from .gpu import on_gpu
 from .guard import PictureInput, PicturesInput
-from .page_compare import computing
+from .page_compare import comparing, computing
 from .page_teach import load_picture
 from .teach import ROUNDS, Lesson, split_names, teach
 
@@ -46,7 +46,7 @@ def add_segment(desk: Desk, endpoints: "Endpoints", names: list[str]) -> None:
         gr.Textbox("", label="Cut out"),
     ]
     outputs = [gr.JSON(label="Results"), gr.File(label="Label maps", file_count="multiple"), gr.File(label="Archive")]
-    gr.Button("segment").click(on_gpu(endpoints.segment), inputs, outputs, api_name="segment", **computing(desk))
+    gr.Button("segment").click(on_gpu(endpoints.segment), inputs, outputs, api_name="segment", **comparing(desk))
 
 
 def add_teach(desk: Desk, endpoints: "Endpoints", names: list[str]) -> None:

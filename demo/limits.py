@@ -17,6 +17,7 @@ class Limits:
         class_characters, classes: of the class box.
         seconds: of computing per request, waiting in the queue not counted.
         waiting: requests in the queue.
+        admitted: comparisons that are checked and then wait for their turn: what is refused is refused at once.
         at_once: requests that compute at the same time.
         stored_bytes: of uploads and results on disk; the oldest go first.
     """
@@ -28,6 +29,7 @@ class Limits:
     classes: int = 1_000
     seconds: float = 60.0
     waiting: int = 64
+    admitted: int = 16
     at_once: int = 2
     stored_bytes: int = 2 * 2**30
 
@@ -56,13 +58,29 @@ class Ticket:
 
     def check(self) -> None:
         """Raises RunEnded where the run should stop. Cheap: models call it before every layer."""
-        if self.is_stopped or self.is_abandoned():
-            raise RunEnded("Stopped.")
+        self.check_wanted()
         if time.monotonic() > self.end:
             raise RunEnded(
                 f"This took longer than {self.seconds:g} s and was stopped. Use fewer classes or methods, a smaller picture, "
                 "or no sliding window."
             )
+
+    def check_wanted(self) -> None:
+        """As `check`, whatever the time: for those who wait."""
+        if self.is_stopped or self.is_abandoned():
+            raise RunEnded("Stopped.")
+
+    @contextmanager
+    def turn(self, slots: threading.Semaphore) -> Iterator[None]:
+        """Waits for one of the slots, and holds it; the waiting does not count as time of the run."""
+        asked = time.monotonic()
+        while not slots.acquire(timeout=0.1):
+            self.check_wanted()
+        self.end += time.monotonic() - asked
+        try:
+            yield
+        finally:
+            slots.release()
 
 
 class Tickets:

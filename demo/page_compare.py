@@ -19,6 +19,7 @@ OPENING = ("mta-clip-toyscapes", "mvp-seg-plus-toyscapes", "vpl-toyscapes", "mas
 """Ticked when the page opens: the methods that do best on the example scenes, and the baseline."""
 
 COMPUTING = "models"  # events that run models share one limit
+COMPARING = "comparisons"
 SCROLL_TO_RESULT = (
     "() => { if (window.innerWidth < 800) document.getElementById('status').scrollIntoView({behavior: 'smooth'}) }"
 )
@@ -179,15 +180,20 @@ def see_with(desk: Desk, model_type: str):
 
 
 def computing(desk: Desk) -> dict:
-    """Settings of every event that runs models."""
+    """Settings of every event that runs models, but for comparisons."""
     return {"concurrency_id": COMPUTING, "concurrency_limit": desk.bench.limits.at_once}
+
+
+def comparing(desk: Desk) -> dict:
+    """Settings of comparisons: many are admitted, so that refusals come at once; the workbench limits what is run."""
+    return {"concurrency_id": COMPARING, "concurrency_limit": desk.bench.limits.admitted}
 
 
 def connect_inputs(page: gr.Blocks, desk: Desk, parts: Parts) -> None:
     """Compare, Stop, examples, and the boxes that follow one another."""
     private = {"api_visibility": "private", "show_progress": "hidden"}
     inputs = [parts.image, parts.classes, parts.methods, parts.opacity, *parts.options]
-    run = {"fn": on_gpu(desk.compare), "inputs": inputs, "outputs": parts.outputs, **private, **computing(desk)}
+    run = {"fn": on_gpu(desk.compare), "inputs": inputs, "outputs": parts.outputs, **private, **comparing(desk)}
     parts.run.click(**run)
     parts.run.click(None, js=SCROLL_TO_RESULT, api_visibility="private")
     parts.stop.click(desk.stop, None, parts.outputs[-1], queue=False, **private)

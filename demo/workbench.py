@@ -1,6 +1,7 @@
 """Runs the methods that a visitor has chosen on one picture, one after the other. No Gradio here."""
 
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Workbench:
     def __init__(self, checkpoints: Sequence[Checkpoint], limits: Limits | None = None, device: str | None = None):
         self.checkpoints = {checkpoint.name: checkpoint for checkpoint in checkpoints}
         self.limits = limits or Limits()
+        self.slots = threading.Semaphore(self.limits.at_once)  # of comparisons, method by method
         self.cache = CheckpointCache(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def question(self, image_file, class_text: str, names: Sequence[str], options: Options | None = None) -> Question:
@@ -122,7 +124,8 @@ class Workbench:
         comparison, failed = self.start(question), {}
         for checkpoint in question.checkpoints:
             try:
-                comparison = self.add(comparison, checkpoint, question, ticket)
+                with ticket.turn(self.slots):
+                    comparison = self.add(comparison, checkpoint, question, ticket)
             except RunEnded:
                 raise
             except ValueError as error:

@@ -167,8 +167,42 @@ def test_the_real_limits(folder):
     page = demo_app.build_app(folder)
     assert page._queue.max_size == 64 and page.desk.bench.limits.file_bytes == 20 * 2**20
     assert demo_app.LAUNCH["max_file_size"] == "20mb" and not demo_app.LAUNCH["show_error"]
-    computing = [fn for fn in page.fns.values() if fn.concurrency_id == "models"]
-    assert len(computing) >= 8 and {fn.concurrency_limit for fn in computing} == {2}
+    limits = {fn.concurrency_id: fn.concurrency_limit for fn in page.fns.values() if isinstance(fn.concurrency_id, str)}
+    assert limits["models"] == 2 and limits["comparisons"] == 16
+    assert page.desk.bench.slots._value == 2
+
+
+def test_waiting_for_a_turn_costs_no_time_and_can_be_given_up():
+    slots = threading.Semaphore(1)
+    first, second, third = Ticket(60), Ticket(60), Ticket(60)
+    entered = threading.Event()
+
+    def wait_for_turn():
+        with second.turn(slots):
+            entered.set()
+
+    with first.turn(slots):
+        end = second.end
+        waiting = threading.Thread(target=wait_for_turn)
+        waiting.start()
+        third.stop()
+        with pytest.raises(RunEnded, match="Stopped"), third.turn(slots):
+            pytest.fail("two at once")
+        assert not entered.wait(0.3)
+    waiting.join()
+    assert entered.is_set() and second.end >= end + 0.3 and slots._value == 1
+
+
+def test_a_refusal_does_not_wait_for_those_who_compute(folder, picture, slow_model):
+    """Two comparisons hold all slots and never end; what is refused is answered all the same."""
+    with running_demo(folder, Limits(classes=2, seconds=10)) as (_, url):
+        upload = httpx.post(f"{url}gradio_api/upload", files={"files": picture.read_bytes()}, timeout=60).json()[0]
+        data = segment_data({"path": upload, "meta": {"_type": "gradio.FileData"}}, classes="sky")
+        for _ in range(2):
+            httpx.post(f"{url}gradio_api/call/segment", json={"data": data}, timeout=60)
+        assert slow_model.wait(60)
+        data[1] = CLASSES
+        assert "There are 3 classes; at most 2" in call(url, "segment", data)
 
 
 def test_twenty_thousand_classes_are_refused_at_once(client, picture):
