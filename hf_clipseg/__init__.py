@@ -24,6 +24,7 @@ from .models.vpl.modeling_vpl import VplForSemanticSegmentation
 from .outputs import SegmentationOutput
 from .processing.image_processing_segmentation import SegmentationImageProcessor
 from .processing.inference import segment
+from .processing.label_rules import LabelRule
 from .processing.processing_segmentation import SegmentationProcessor
 
 __version__ = "0.2.0"
@@ -52,6 +53,7 @@ __all__ = [
     "METHODS",
     "CocuConfig",
     "CocuForSemanticSegmentation",
+    "LabelRule",
     "MaskClipConfig",
     "MaskClipForSemanticSegmentation",
     "MtaClipConfig",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..clip.text_bank import ClassName
+from ..clip.text_bank import ClassName, normalise_class_names
 from ..outputs import SegmentationOutput
 from .image_io import ImageSource, batches_of_one_size, load_image
 from .label_rules import LabelRule
@@ -63,16 +63,18 @@ def segment(
         One `(H, W)` int64 array of class ids per image, in the image's own size and in the order given.
     """
     check_options(class_names, window, stride, batch_size, templates, rule)
-    text_inputs, class_ids = {}, None
+    text_inputs, class_ids, twins = {}, None, None
     if class_names is not None:
         text_inputs = processor(class_names=class_names, templates=templates, return_tensors="pt").to(model.device)
         if rule is not None and rule.per_name:  # as if every name were a class: one channel each
             class_ids = text_inputs["class_ids"]
             text_inputs["class_ids"] = torch.arange(len(class_ids), device=class_ids.device)
+            twins = first_of_each_name(class_names).to(model.device)
 
     def predict(pixel_values: torch.Tensor) -> torch.Tensor:
         with torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            return model(pixel_values=pixel_values, **text_inputs).logits
+            logits = model(pixel_values=pixel_values, **text_inputs).logits
+        return logits if twins is None else logits[:, twins]
 
     def predict_windows(pixel_values: torch.Tensor) -> torch.Tensor:
         if window is None:
@@ -131,6 +133,15 @@ def content(pixel_values: torch.Tensor, extents: Sequence[tuple[float, float]]) 
         pixels[:, : round(height * rows), : round(width * columns)]
         for pixels, (rows, columns) in zip(pixel_values, extents, strict=True)
     ]
+
+
+def first_of_each_name(class_names: Sequence[ClassName]) -> torch.Tensor:
+    """`(names,)`: the first place of every name, so that a name of two classes scores the same in both, to the last bit.
+
+    Otherwise rounding, and not the order of the classes, would decide between them.
+    """
+    names = [name.lower() for names in normalise_class_names(class_names) for name in names]
+    return torch.tensor([names.index(name) for name in names])
 
 
 def default_stride(window: int, output_stride: int = OUTPUT_STRIDE) -> int:

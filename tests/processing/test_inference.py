@@ -7,7 +7,7 @@ from PIL import Image
 
 from hf_clipseg.outputs import SegmentationOutput
 from hf_clipseg.processing.image_io import batches_of_one_size
-from hf_clipseg.processing.inference import segment
+from hf_clipseg.processing.inference import first_of_each_name, segment
 from hf_clipseg.processing.sliding_window import multi_scale_logits, sliding_window_logits
 from hf_clipseg.refinement.refinements import REFINEMENTS
 
@@ -144,3 +144,7 @@ def test_refinement_of_a_large_image_works_at_a_bounded_size(segmenter, monkeypa
 def test_bad_options_are_refused(segmenter, images, options, message):
     with pytest.raises(ValueError, match=message):
         segment(*segmenter, images[:1], **{"class_names": CLASS_NAMES, **options})
+
+
+def test_a_name_of_two_classes_ties_exactly():
+    assert first_of_each_name([["sky", "bed"], "boat", ["Bed", "sofa"]]).tolist() == [0, 1, 2, 1, 4]
