@@ -31,9 +31,13 @@ MOST_DIFFERENCE = 1e-3
 EXAMPLE = Path(__file__).parent / "onnx_example.py"
 
 
-class SymbolicNumbers(TorchFunctionMode):
-    """Lets Mask2Former's pixel decoder be traced: it puts sizes into tensors by `torch.tensor`, which would fix them at those
-    of the trace, and spaces reference points by `torch.linspace`, whose ONNX version loses points at other sizes."""
+class TraceableForms(TorchFunctionMode):
+    """The same values in forms that can be traced and that onnxruntime computes exactly.
+
+    Mask2Former's pixel decoder puts sizes into tensors by `torch.tensor`, which would fix them at those of the trace, and
+    spaces reference points by `torch.linspace`, whose ONNX version loses points at other sizes. `logsigmoid` is written by
+    softplus, which keeps its precision far below 0, where the logarithm of an approximate sigmoid does not.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -43,6 +47,8 @@ class SymbolicNumbers(TorchFunctionMode):
             start, end, steps = args
             gaps = torch.arange(steps, dtype=kwargs.get("dtype"), device=kwargs.get("device"))
             return start + gaps * ((end - start) / torch.sym_max(steps - 1, 1))
+        if func is nn.functional.logsigmoid:
+            return -nn.functional.softplus(-args[0])
         return func(*args, **kwargs)
 
 
@@ -66,7 +72,7 @@ class LogitsOnly(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        with SymbolicNumbers():
+        with TraceableForms():
             return self.model(pixel_values=pixel_values).logits
 
 
