@@ -70,7 +70,8 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
     open_vocabulary = False
     EXTRA_NAMES: tuple[str, ...] = ()
 
-    def build_supervised(self, config: SupervisedClipConfig) -> None:
+    def build_supervised(self, config: SupervisedClipConfig, normalise_texts: bool = True) -> None:
+        """`normalise_texts`: whether `class_texts` have unit length."""
         self.build_clip(config)
         if config.timm_backbone is None:
             width = config.clip_config.vision_config.hidden_size
@@ -83,9 +84,7 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         self.prompts = None
         if config.num_prompts and config.has_text_encoder:
             text_width = config.clip_config.text_config.hidden_size
-            self.prompts = PromptLearner(
-                config.num_prompts, config.num_prompt_tokens, text_width, getattr(config, "normalise_texts", True)
-            )
+            self.prompts = PromptLearner(config.num_prompts, config.num_prompt_tokens, text_width, normalise_texts)
         if config.class_names is not None:
             self.class_embeds = torch.zeros(self.text_shape())
             self.build_heads(len(config.class_names))

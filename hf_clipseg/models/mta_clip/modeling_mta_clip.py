@@ -78,7 +78,7 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
 
     def __init__(self, config: MtaClipConfig):
         super().__init__(config)
-        self.build_supervised(config)
+        self.build_supervised(config, config.normalise_texts)
         self.query_features = nn.Embedding(config.num_queries, config.hidden_dim)
         self.query_positions = nn.Embedding(config.num_queries, config.hidden_dim)
         self.input_norm = nn.LayerNorm(config.hidden_dim)
