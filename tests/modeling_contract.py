@@ -17,7 +17,6 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor, PreTra
 
 import hf_clipseg
 from hf_clipseg import SegmentationProcessor
-from training.engine.memory import enable_checkpointing
 
 from .precision import assert_same, double_precision, doubled, in_double
 from .tiny import save_tiny_clip
@@ -143,7 +142,7 @@ class ModelingContract:
             for checkpointing in (False, True):
                 clone = doubled(model).train()
                 if checkpointing:
-                    enable_checkpointing(clone)
+                    clone.activation_checkpointing_enable()
                     assert any(getattr(module, "gradient_checkpointing", False) for module in clone.modules())
                 torch.manual_seed(0)
                 clone(**inputs).loss.backward()

@@ -44,7 +44,6 @@ from .data.caption_sources import SelectedRows
 from .data.openers import caption_options, open_validation
 from .data.sources import load_captions
 from .engine.loop import make_accelerator, train
-from .engine.memory import enable_checkpointing
 from .engine.optim import make_schedule, parameter_groups
 from .engine.publish import check_hub_access, publish
 from .engine.run_card import run_card
@@ -270,7 +269,7 @@ def new_model(args: argparse.Namespace, cache: CachedCaptions, tokenizer, table:
     if args.freeze_vision:
         model.clip.vision_model.requires_grad_(False)
     if args.gradient_checkpointing:
-        enable_checkpointing(model)
+        model.activation_checkpointing_enable()
     if table is None:
         model.concept_logit_scale.requires_grad_(False)  # distributed training stumbles over what no loss reaches
     return model

@@ -46,7 +46,6 @@ from .data.feature_cache import CachedFeatures, CropCache, CropSettings
 from .data.masked_crops import MaskedCrops, RandomCropSettings, collate
 from .data.openers import open_masks, open_validation
 from .engine.loop import make_accelerator, train
-from .engine.memory import enable_checkpointing
 from .engine.optim import make_schedule, parameter_groups
 from .engine.publish import check_hub_access, publish
 from .engine.run_card import run_card
@@ -178,7 +177,7 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor, clas
         for name in ("pyramid", "pixel_decoder"):
             getattr(model, name).load_state_dict(getattr(trained, name).state_dict())
     if args.gradient_checkpointing:
-        enable_checkpointing(model)
+        model.activation_checkpointing_enable()
     if args.backbone_factor == 0:
         if args.timm_backbone:
             raise ValueError(

@@ -25,7 +25,6 @@ from .data.feature_cache import CropCache, cache_features
 from .data.openers import open_masks, open_validation
 from .data.zero_shot import ZeroShotArguments, ZeroShotLabels, check_prompts_fit, choose_split, crop_settings
 from .engine.loop import SampleKey, make_accelerator, train
-from .engine.memory import enable_checkpointing
 from .engine.optim import make_schedule
 from .engine.publish import check_hub_access, publish
 from .engine.run_card import run_card
@@ -121,7 +120,7 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor) -> M
             raise ValueError(f"--prompt_words must have equal numbers of tokens, got {lengths}.")
         model.prompts.start_from_words(model.clip, torch.tensor(ids))
     if args.gradient_checkpointing:
-        enable_checkpointing(model)
+        model.activation_checkpointing_enable()
     return model
 
 

@@ -26,7 +26,6 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixe
 from hf_clipseg import MtaClipConfig, MtaClipForSemanticSegmentation
 from hf_clipseg.models.mta_clip.mask_text_loss import MaskTargets
 from hf_clipseg.models.mta_clip.modeling_mta_clip import mask2former_config
-from training.engine.memory import enable_checkpointing
 from training.train_clip import SMALL
 from training.train_mta_clip import PRESETS
 
@@ -139,7 +138,7 @@ def measure_memory(batch: int, checkpointing: bool, bfloat16: bool) -> None:
     model, pixel_values, labels = build("ade20k", batch)
     model.train()
     if checkpointing:
-        enable_checkpointing(model)
+        model.activation_checkpointing_enable()
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         loss = model(pixel_values=pixel_values, labels=labels).loss
     loss.backward()

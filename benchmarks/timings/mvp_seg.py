@@ -30,7 +30,6 @@ from training.data.feature_cache import cache_features, crop, stack
 from training.data.openers import open_masks
 from training.data.zero_shot import choose_split, crop_settings
 from training.engine.loop import SampleKey
-from training.engine.memory import enable_checkpointing
 
 
 def seconds(function) -> float:
@@ -121,7 +120,7 @@ def memory(arguments: argparse.Namespace) -> None:
     config = MvpSegConfig(clip_config=CLIPConfig(vision_config={"patch_size": 16}).to_dict())
     model = MvpSegForSemanticSegmentation(config).train()
     if arguments.gradient_checkpointing:
-        enable_checkpointing(model)
+        model.activation_checkpointing_enable()
     words = torch.randint(1000, 40_000, (150, 3))
     end = config.clip_config.text_config.eos_token_id
     input_ids = torch.cat([torch.full((150, 1), 49406), words, torch.full((150, 1), end)], dim=1)

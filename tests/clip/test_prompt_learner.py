@@ -8,7 +8,6 @@ from transformers import CLIPConfig, CLIPModel
 
 from hf_clipseg.clip.clip_backbone import ClipBackbone
 from hf_clipseg.clip.prompt_learner import PromptLearner, end_of_text
-from training.engine.memory import enable_checkpointing
 
 from ..precision import assert_same
 
@@ -169,7 +168,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     backbone.text_model.encoder.layers[1].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
     for checkpointing in (False, True):
         if checkpointing:
-            enable_checkpointing(backbone.text_model)
+            backbone.text_model.activation_checkpointing_enable()
             backbone.text_model.train()
         learner.contexts.grad = None
         calls.clear()
