@@ -23,6 +23,7 @@ setup(
         "curation": curation,
         "ray": ["ray[data]>=2.40"],
         "timm": ["timm>=1.0"],
+        "lora": [line for line in dev if line.startswith("peft")],
         "export": ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.23"],
         "dev": app + curation + dev,
     },

@@ -28,6 +28,7 @@ from hf_clipseg.clip.text_bank import parse_class_names
 from hf_clipseg.hub_export import add_code
 
 from .engine.checkpoints import EMA_FILE, EXPORT_FOLDER, STATE_FILE, read_state
+from .engine.lora import merge_lora
 from .engine.provenance import provenance
 from .engine.result_card import ResultCard, write_card
 from .graph_export import FORMATS, export_graph
@@ -65,6 +66,8 @@ def load_trained(checkpoint: str | Path) -> PreTrainedModel:
         raise ValueError(f"{checkpoint} has no {WEIGHTS_FILE}: sharded checkpoints are exported after a run on one process")
     weights = {key.removeprefix("module."): tensor for key, tensor in load_file(file).items()}
     weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+    if "lora_scale" in state["export"]:
+        weights = merge_lora(weights, state["export"]["lora_scale"])
     config = AutoConfig.from_pretrained(checkpoint / EXPORT_FOLDER)
     model, report = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     if report["missing_keys"]:

@@ -57,6 +57,8 @@ from .settings.arguments import (
     DataArguments,
     DataSeedArguments,
     MaskArguments,
+    MaskValidationArguments,
+    PresetArguments,
     ValidationArguments,
     config_arguments,
     config_values,
@@ -157,8 +159,9 @@ class ValidationDataArguments:
 
 
 GROUPS = (
-    DataArguments, CaptionArguments, CaptionImageArguments, DataSeedArguments, ConceptArguments,
+    PresetArguments, DataArguments, CaptionArguments, CaptionImageArguments, DataSeedArguments, ConceptArguments,
     StartArguments, ModelArguments, ClassArguments, MaskArguments, ValidationDataArguments, ValidationArguments,
+    MaskValidationArguments,
     TrainingSettings,
 )  # fmt: skip
 

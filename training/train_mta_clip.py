@@ -9,10 +9,14 @@ Commands:
     accelerate launch --num_processes 8 -m training.train_mta_clip --recipe mta-clip-ade20k \
         --dataset_name ADEChallengeData2016 --output_dir runs/mta-clip-ade20k      # as the released code has it
 
+    python -m training.train_mta_clip --preset photos --dataset_name my-folder --validation_fraction 0.1 \
+        --model_name_or_path openai/clip-vit-base-patch16 --output_dir runs/mine
+
 Without `--preset` the options are the paper's; `toyscapes` is the preset of the data set of that name.
 
 | preset | crop | steps x images | what it is for | mIoU of peers, single scale |
 |---|---|---|---|---|
+| photos | 384 x 384 | 2k x 8 | some hundred photographs of your own; what it sets: `settings/photo_presets.py` | |
 | toyscapes | 128 x 128 | 3k x 8 | CLIP frozen, its features computed once; measured in the card | |
 | ade20k | 512 x 512 | 160k x 16 | 150 classes, labels reduced by one | DenseCLIP ViT-B 50.6, Mask2Former R50 47.2 |
 | cityscapes | 512 x 1024 | 90k x 16 | 19 classes as train ids | Mask2Former R50 79.4 |
@@ -42,10 +46,11 @@ from hf_clipseg import (
 from hf_clipseg.clip.text_bank import normalise_class_names, weights_fingerprint
 from hf_clipseg.models.mta_clip.mask_text_loss import DivergedError
 
-from .data.feature_cache import CachedFeatures, CropCache, CropSettings
+from .data.feature_cache import CropSettings, cached_maps
 from .data.masked_crops import MaskedCrops, RandomCropSettings, collate
 from .data.openers import open_masks, open_validation
 from .engine.loop import make_accelerator, train
+from .engine.lora import add_lora, without_lora
 from .engine.optim import make_schedule, parameter_groups
 from .engine.publish import check_hub_access, publish
 from .engine.run_card import run_card
@@ -55,6 +60,7 @@ from .settings.arguments import (
     CommandParser,
     DataArguments,
     MaskArguments,
+    MaskValidationArguments,
     ValidationArguments,
     config_arguments,
     config_values,
@@ -70,7 +76,7 @@ METHOD_NAMES = {"mta_clip": "MTA-CLIP", "pixel_text": "Pixel-text CLIP"}
 METHODS = {"mta_clip": MtaClipForSemanticSegmentation, "pixel_text": PixelTextClipForSemanticSegmentation}
 SHARED_FIELDS = (
     "hidden_dim", "num_attention_heads", "finest_scale", "pixel_decoder_layers", "pixel_decoder_feedforward_dim",
-    "num_prompt_tokens", "timm_backbone",
+    "num_prompt_tokens",
 )  # fmt: skip
 DECODER_FIELDS = (
     "num_queries", "decoder_layers", "feedforward_dim", "normalise_texts", "contrastive_form", "contrastive_temperature",
@@ -79,7 +85,7 @@ DECODER_FIELDS = (
 )  # fmt: skip
 MODEL_FIELDS = {"mta_clip": (*SHARED_FIELDS, *DECODER_FIELDS), "pixel_text": SHARED_FIELDS}
 ModelArguments = config_arguments(MtaClipConfig, MODEL_FIELDS["mta_clip"], "model; see MtaClipConfig")
-UNDECAYED = ("query_features", "query_positions", "text_positions", "level_embed", "contexts")
+UNDECAYED = ("query_features", "query_positions", "text_positions", "level_embed", "contexts", "class_offsets")
 
 
 @dataclass
@@ -93,6 +99,11 @@ class MethodArguments:
     )
     method: str = HfArg(default="mta_clip", metadata={"choices": sorted(METHODS)}, help="or the pixel-text baseline")
     model_name_or_path: str = HfArg(default=CLIP, help="any CLIP checkpoint")
+    vision_backbone: str | None = HfArg(
+        default=None,
+        help="read the images with another encoder than CLIP's: Hub id or folder of any backbone of transformers, timm/NAME, or "
+        "a model with maps as hidden states, such as MobileNetV2",
+    )
     num_prompts: int | None = HfArg(default=None, help="default: 3, and 1 for the baseline; 0: no text (ablation)")
     initial_checkpoint: str | None = HfArg(
         default=None, help="start from the pyramid and pixel decoder of a trained checkpoint, of either method"
@@ -111,6 +122,12 @@ class CropArguments:
     max_class_share: float = HfArg(
         default=1.0, help="draw a crop again of which one class covers more; released: 0.75; 1 takes every crop"
     )
+    balanced_share: float = HfArg(
+        default=0.0,
+        help="place so many of the crops around a class drawn from those of the image, rare ones as often as others",
+    )
+    colour_jitter: float = HfArg(default=0.3, help="largest relative change of brightness, contrast and saturation")
+    hue_jitter: float = HfArg(default=0.0, help="largest turn of the hue, in circles; mmsegmentation: 0.1")
     crops_per_image: int = HfArg(
         default=0,
         help="with a frozen CLIP: compute its features once, for so many fixed square crops per image; 0: random crops, anew",
@@ -126,6 +143,9 @@ class OptimisationArguments:
     learning_rate: float = HfArg(default=1e-4, help="at its peak")
     backbone_factor: float = HfArg(default=0.1, help="of the learning rate, for CLIP; 0 freezes it")
     layer_decay: float = HfArg(default=1.0, help="factor per CLIP block, last to first")
+    lora_rank: int = HfArg(
+        default=0, help="keep the vision encoder and adapt it by LoRA of this rank, at the full rate; needs peft; 0: off"
+    )
     weight_decay: float = HfArg(default=0.02, help="of matrices")
     decay_contexts: bool = HfArg(default=False, help="weight decay on the learned prompts too, as the released code has it")
     warmup_steps: int = HfArg(default=1500, help="the learning rate rises linearly")
@@ -133,7 +153,7 @@ class OptimisationArguments:
 
 
 GROUPS = (
-    MethodArguments, DataArguments, ClassArguments, MaskArguments, ValidationArguments, CropArguments,
+    MethodArguments, DataArguments, ClassArguments, MaskArguments, ValidationArguments, MaskValidationArguments, CropArguments,
     ModelArguments, OptimisationArguments, TrainingSettings,
 )  # fmt: skip
 
@@ -146,9 +166,7 @@ def build_parser() -> CommandParser:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
-    if preset := parser.parse_for_dataset(arguments, "train_mta_clip").preset:
-        parser.set_defaults(**PRESETS[preset])
-    args = parser.parse_args(arguments)
+    args = parser.parse_for_dataset(arguments, "train_mta_clip")
     for name in ("crop_size", "scale"):
         if len(getattr(args, name)) != 2:
             parser.error(f"--{name} takes two numbers, got {getattr(args, name)}")
@@ -170,7 +188,8 @@ def choose_class_names(args: argparse.Namespace, source) -> list[list[str]]:
 
 def build_model(args: argparse.Namespace, processor: SegmentationProcessor, class_names: list[list[str]]):
     fields = {name: getattr(args, name) for name in (*MODEL_FIELDS[args.method], "num_prompts")}
-    model = METHODS[args.method].from_clip(args.model_name_or_path, **fields)
+    fields["learned_class_texts"] = learn_unknown_names(args, processor, class_names)
+    model = METHODS[args.method].from_clip(args.model_name_or_path, vision_backbone=args.vision_backbone, **fields)
     model.set_classes(class_names, processor)
     if args.initial_checkpoint:
         trained = AutoModelForSemanticSegmentation.from_pretrained(args.initial_checkpoint)
@@ -179,12 +198,26 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor, clas
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if args.backbone_factor == 0:
-        if args.timm_backbone:
-            raise ValueError(
-                "A network of timm is trained, not frozen: --backbone_factor must be above 0 with --timm_backbone."
-            )
-        model.clip.requires_grad_(False)
+        vision_encoder(model).requires_grad_(False)
+    if args.lora_rank:
+        add_lora(vision_encoder(model), args.lora_rank)
     return model.train()  # freezes what is never learned, so before the optimiser is made
+
+
+def vision_encoder(model) -> torch.nn.Module:
+    return model.pyramid.network if model.config.vision_backbone is not None else model.clip.vision_model
+
+
+def learn_unknown_names(args: argparse.Namespace, processor: SegmentationProcessor, class_names: list[list[str]]) -> bool:
+    """Whether classes need texts that are learned, because the tokenizer does not know what they are called; says so."""
+    unknown = processor.unknown_words(class_names)
+    if not unknown or not args.num_prompts:
+        return False
+    logger.warning(
+        "The CLIP in %s does not know the words %s: each class gets a text that is moved by what it learns from the masks.",
+        args.model_name_or_path, ", ".join(unknown),
+    )  # fmt: skip
+    return True
 
 
 def make_dataset(args: argparse.Namespace, source, model, processor) -> torch.utils.data.Dataset:
@@ -196,35 +229,46 @@ def make_dataset(args: argparse.Namespace, source, model, processor) -> torch.ut
             short_side=args.short_side,
             scale=tuple(args.scale),
             max_class_share=args.max_class_share,
+            balanced_share=args.balanced_share,
+            colour_jitter=args.colour_jitter,
+            hue_jitter=args.hue_jitter,
+            image_mean=tuple(processor.image_processor.image_mean),
+            image_std=tuple(processor.image_processor.image_std),
         )
         return MaskedCrops(source, crops, seed=args.seed, keep=args.keep_images)
-    if args.backbone_factor or args.crop_size != [args.short_side] * 2:
+    if args.backbone_factor or args.lora_rank or args.crop_size != [args.short_side] * 2:
         raise ValueError(
-            f"--crops_per_image needs a frozen CLIP, --backbone_factor 0 (got {args.backbone_factor}), and square crops of the "
-            f"size of --short_side (got {args.crop_size} and {args.short_side})."
+            f"--crops_per_image needs a frozen CLIP, --backbone_factor 0 (got {args.backbone_factor}) without --lora_rank, and "
+            f"square crops of the size of --short_side (got {args.crop_size} and {args.short_side})."
         )
+    if unused := [name for name in ("balanced_share", "colour_jitter", "hue_jitter") if getattr(args, name)]:
+        logger.info("the crops of --crops_per_image are fixed, so that these are not used: %s", ", ".join(unused))
     crops = CropSettings(args.short_side, args.crops_per_image, max_scale=args.scale[1])
-    identity = {"weights": weights_fingerprint(model.clip.vision_model), "blocks": sorted(set(model.config.feature_layers))}
-    model.clip.eval()
+    config = model.config
+    read = sorted(set(config.feature_layers)) if config.vision_backbone is None else config.vision_backbone.to_dict()
+    identity = {"weights": weights_fingerprint(vision_encoder(model)), "blocks": read}
+    vision_encoder(model).eval()
 
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
+    def encode(pixels: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         return model.encode_blocks(pixels.to(model.device))[0]
 
-    return CachedFeatures(CropCache(source, processor, crops, encode, identity, args.cache_dir))
+    return cached_maps(source, processor, crops, encode, identity, args.cache_dir)
 
 
 def make_processor(args: argparse.Namespace) -> SegmentationProcessor:
     """Inference sees images at the scale that training is centred on."""
     size = {"shortest_edge": args.short_side, "longest_edge": 4 * args.short_side}
-    return SegmentationProcessor.from_clip(args.model_name_or_path, templates="name", size=size)
+    return SegmentationProcessor.from_clip(
+        args.model_name_or_path, templates="name", size=size, vision_backbone=args.vision_backbone
+    )
 
 
 def learning_rate_factors(args: argparse.Namespace, num_blocks: int) -> dict[str, float]:
     """CLIP learns more slowly than what is new, and its first blocks more slowly than its last."""
-    if args.backbone_factor == 0:
+    if args.backbone_factor == 0 or args.lora_rank:
         return {}
-    if args.timm_backbone:
-        return {"pyramid": args.backbone_factor}
+    if args.vision_backbone:
+        return {"pyramid.network": args.backbone_factor}
     factors = {"clip": args.backbone_factor * args.layer_decay**num_blocks}  # embeddings lie below the first block
     for block in range(num_blocks):
         depth = args.layer_decay ** (num_blocks - 1 - block)
@@ -260,7 +304,7 @@ class Losses:
 
 def use_eager_attention(model) -> None:
     """On a CPU, the backward pass of eager attention is quicker than that of fused attention."""
-    for part in (model.clip.vision_model, model.clip.text_model):
+    for part in filter(None, (model.clip.vision_model, model.clip.text_model)):
         part.set_attn_implementation("eager")
     model.set_attn_implementation({"": "eager"})
 
@@ -278,7 +322,7 @@ def run(args: argparse.Namespace):
     processor = make_processor(args)
     validation = MaskValidation(args, accelerator, processor, open_validation(args), labels)
     model = build_model(args, processor, class_names)
-    if accelerator.device.type == "cpu" and args.timm_backbone is None:  # convolutions take the time otherwise
+    if accelerator.device.type == "cpu":
         use_eager_attention(model)
     logger.info("%d images, %d classes: %s", len(source), len(class_names), ", ".join(labels))
 
@@ -294,9 +338,11 @@ def run(args: argparse.Namespace):
         compute_losses=Losses(settings.on_nonfinite_loss == "skip"), on_step=validation, processor=processor,
         identity={
             "data": source.description, "class_names": class_names, "initial_checkpoint": args.initial_checkpoint,
+            "lora_rank": args.lora_rank,
             **config_values(args, CropArguments, leave_out=("cache_dir", "keep_images")),
         },
     )  # fmt: skip
+    model = without_lora(model)
     if accelerator.is_main_process:
         description = f"{type(model).__name__}, trained on {len(source)} images with masks of {len(labels)} classes."
         card = run_card(

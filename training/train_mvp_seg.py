@@ -34,6 +34,8 @@ from .settings.arguments import (
     CommandParser,
     DataArguments,
     MaskArguments,
+    MaskValidationArguments,
+    PresetArguments,
     ValidationArguments,
     config_arguments,
     config_values,
@@ -71,7 +73,8 @@ class PromptArguments:
 
 
 GROUPS = (
-    PromptArguments, DataArguments, ClassArguments, MaskArguments, ZeroShotArguments, ValidationArguments,
+    PromptArguments, PresetArguments, DataArguments, ClassArguments, MaskArguments, ZeroShotArguments, ValidationArguments,
+    MaskValidationArguments,
     ModelArguments, TrainingSettings,
 )  # fmt: skip
 

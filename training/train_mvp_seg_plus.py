@@ -36,6 +36,8 @@ from .settings.arguments import (
     CommandParser,
     DataArguments,
     MaskArguments,
+    MaskValidationArguments,
+    PresetArguments,
     ValidationArguments,
     config_values,
     run_command,
@@ -61,7 +63,8 @@ class StudentArguments:
 
 
 GROUPS = (
-    StudentArguments, DataArguments, ClassArguments, MaskArguments, ZeroShotArguments, ValidationArguments,
+    StudentArguments, PresetArguments, DataArguments, ClassArguments, MaskArguments, ZeroShotArguments, ValidationArguments,
+    MaskValidationArguments,
     TrainingSettings,
 )  # fmt: skip
 

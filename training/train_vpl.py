@@ -46,6 +46,8 @@ from .settings.arguments import (
     DataArguments,
     DataSeedArguments,
     MaskArguments,
+    MaskValidationArguments,
+    PresetArguments,
     TagArguments,
     ValidationArguments,
     config_arguments,
@@ -102,8 +104,8 @@ class VplArguments:
 
 
 GROUPS = (
-    VplArguments, DataArguments, TagArguments, ClassArguments, DataSeedArguments, MaskArguments, ValidationArguments,
-    ModelArguments, PrototypeArguments, TrainingSettings,
+    VplArguments, PresetArguments, DataArguments, TagArguments, ClassArguments, DataSeedArguments, MaskArguments,
+    ValidationArguments, MaskValidationArguments, ModelArguments, PrototypeArguments, TrainingSettings,
 )  # fmt: skip
 
 

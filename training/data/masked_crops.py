@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from hf_clipseg.constants import IGNORE_INDEX
@@ -34,8 +34,12 @@ class RandomCropSettings:
         scale: smallest and largest random scale.
         mirror: whether half of the crops are mirrored.
         colour_jitter: largest relative change of brightness, contrast and saturation.
+        hue_jitter: largest turn of the hue, as a share of the colour circle; mmsegmentation's `PhotoMetricDistortion` has 0.1.
+        balanced_share: share of the crops that are placed around a pixel of a class drawn from those of the image, each as
+            likely as any other, so that small and thin things are seen as often as sky and road.
         max_class_share: a crop of which one class covers more of the labelled pixels is drawn again, up to 10 times
             (mmsegmentation's `cat_max_ratio`); 1 takes every crop.
+        image_mean, image_std: of the normalisation; by default CLIP's.
     """
 
     height: int
@@ -46,6 +50,10 @@ class RandomCropSettings:
     mirror: bool = True
     colour_jitter: float = 0.3
     max_class_share: float = 1.0
+    hue_jitter: float = 0.0
+    balanced_share: float = 0.0
+    image_mean: tuple[float, ...] = OPENAI_CLIP_MEAN
+    image_std: tuple[float, ...] = OPENAI_CLIP_STD
 
     def __post_init__(self):
         for name in ("height", "width", "short_side", "longest_side"):
@@ -55,6 +63,10 @@ class RandomCropSettings:
             raise ValueError(f"scale must be two positive numbers in ascending order, got {self.scale}.")
         if not 0 <= self.colour_jitter < 1:
             raise ValueError(f"colour_jitter must be in [0, 1), got {self.colour_jitter}.")
+        if not 0 <= self.hue_jitter <= 0.5:
+            raise ValueError(f"hue_jitter must be in [0, 0.5], got {self.hue_jitter}.")
+        if not 0 <= self.balanced_share <= 1:
+            raise ValueError(f"balanced_share must be in [0, 1], got {self.balanced_share}.")
         if not 0 < self.max_class_share <= 1:
             raise ValueError(f"max_class_share must be in (0, 1], got {self.max_class_share}.")
 
@@ -78,10 +90,12 @@ class MaskedCrops(Dataset):
         random = np.random.default_rng((self.seed, key.epoch, key.index))
         image, mask = random_crop(image, mask, self.settings, random)
         pixels = change_colours(np.asarray(image, dtype=np.float32) / 255, self.settings.colour_jitter, random)
+        if self.settings.hue_jitter:
+            pixels = turn_hue(pixels, random.uniform(-self.settings.hue_jitter, self.settings.hue_jitter))
         if self.settings.mirror and random.random() < 0.5:
             pixels, mask = pixels[:, ::-1], mask[:, ::-1]
         return {
-            "pixel_values": torch.from_numpy(normalise(pixels)).permute(2, 0, 1).contiguous(),
+            "pixel_values": torch.from_numpy(normalise(pixels, self.settings.image_mean, self.settings.image_std)).permute(2, 0, 1).contiguous(),
             "labels": torch.from_numpy(mask.astype(np.int64)),
         }
 
@@ -96,9 +110,9 @@ class MaskedCrops(Dataset):
         return image, mask
 
 
-def collate(samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Samples -> `pixel_values (batch, 3, height, width)` and `labels (batch, height, width)`."""
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Samples -> `pixel_values (batch, 3, height, width)` and `labels (batch, height, width)`; lists of maps map by map."""
+    return default_collate(list(samples))
 
 
 def random_crop(
@@ -108,16 +122,21 @@ def random_crop(
     scale = random.uniform(*settings.scale)
     fit = min(settings.short_side / min(image.size), settings.longest_side / max(image.size))
     width, height = (max(1, round(side * fit * scale)) for side in image.size)
-    for _ in range(MAX_DRAWS if settings.max_class_share < 1 else 1):
-        left = int(random.integers(max(0, width - settings.width) + 1))
-        top = int(random.integers(max(0, height - settings.height) + 1))
+    centre = balanced_centre(mask, settings.balanced_share, random) if settings.balanced_share else None
+    for _ in range(MAX_DRAWS if settings.max_class_share < 1 and centre is None else 1):
+        left = place_crop(width, settings.width, centre and centre[1], random)
+        top = place_crop(height, settings.height, centre and centre[0], random)
         box = (left, top, min(width, left + settings.width), min(height, top + settings.height))
         size = box[2] - box[0], box[3] - box[1]
         # Only the part that is kept is resized. A box in pixels of the image:
         ratio = image.width / width, image.height / height
         source_box = (box[0] * ratio[0], box[1] * ratio[1], box[2] * ratio[0], box[3] * ratio[1])
         rows, columns = (slice(int(source_box[axis]), math.ceil(source_box[axis + 2])) for axis in (1, 0))
-        if settings.max_class_share == 1 or largest_share(mask[rows, columns]) <= settings.max_class_share:
+        if (
+            settings.max_class_share == 1
+            or centre is not None
+            or largest_share(mask[rows, columns]) <= settings.max_class_share
+        ):
             break
     resized = image.resize(size, Image.Resampling.BILINEAR, box=source_box)
     labels = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, box=source_box)
@@ -127,6 +146,25 @@ def random_crop(
     padded = np.full((settings.height, settings.width), IGNORE_INDEX, dtype=np.uint8)
     padded[: size[1], : size[0]] = np.asarray(labels)
     return canvas, padded
+
+
+def place_crop(length: int, size: int, share: float | None, random: np.random.Generator) -> int:
+    """First pixel of a crop of `size` along a side of `length`: anywhere, or so that the pixel at `share` of it is inside."""
+    last = max(0, length - size)
+    if share is None:
+        return int(random.integers(last + 1))
+    return int(np.clip(int(share * length) - random.integers(size), 0, last))
+
+
+def balanced_centre(mask: np.ndarray, rate: float, random: np.random.Generator) -> tuple[float, float] | None:
+    """Where a pixel of a class drawn from those of the image is, as shares of height and width; None in 1 - `rate` of the
+    calls, and where nothing is labelled."""
+    classes = np.unique(mask[mask != IGNORE_INDEX])
+    if random.random() >= rate or not len(classes):
+        return None
+    rows, columns = np.nonzero(mask == random.choice(classes))
+    pixel = random.integers(len(rows))
+    return (rows[pixel] + 0.5) / mask.shape[0], (columns[pixel] + 0.5) / mask.shape[1]
 
 
 def largest_share(labels: np.ndarray) -> float:
@@ -144,6 +182,14 @@ def change_colours(pixels: np.ndarray, strength: float, random: np.random.Genera
     return (((pixels - mean) * contrast + mean) * brightness).clip(0, 1)
 
 
-def normalise(pixels: np.ndarray) -> np.ndarray:
-    """`(height, width, 3)` in [0, 1] -> what CLIP expects."""
-    return ((pixels - np.float32(OPENAI_CLIP_MEAN)) / np.float32(OPENAI_CLIP_STD)).astype(np.float32)
+def turn_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
+    """`(height, width, 3)` in [0, 1], the colours turned about the grey axis by `turn` of a circle; greys stay as they are."""
+    cosine, sine = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    matrix = cosine * np.eye(3) + sine * across + (1 - cosine) / 3  # Rodrigues' rotation about (1, 1, 1)
+    return (pixels @ matrix.T.astype(np.float32)).clip(0, 1)
+
+
+def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """`(height, width, 3)` in [0, 1] -> what the vision encoder expects."""
+    return ((pixels - np.float32(mean)) / np.float32(std)).astype(np.float32)

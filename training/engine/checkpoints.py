@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from hf_clipseg.atomic import DiskFullError, partial_name, replace_folder
 
 from ..settings.training_settings import TrainingSettings
+from .lora import lora_scale
 from .metrics_log import METRICS_FILE
 from .provenance import write_json
 from .run_identity import describe_changes, published_model
@@ -34,6 +35,8 @@ EMA_FILE = "ema.safetensors"
 EXPORT_FOLDER = "export"
 BEST_FILE = "best.json"
 FINAL = "final"
+PICTURES = "pictures"
+"""Sheets of predictions, one per validation."""
 BEST_METRIC = "mIoU"
 
 
@@ -75,7 +78,7 @@ def left_by_older_runs(settings: TrainingSettings) -> list[Path]:
     checkpoint = find_checkpoint(folder, settings.resume_from_checkpoint)
     if checkpoint is not None and checkpoint.resolve().parent == folder.resolve():
         return [path for path in checkpoints if checkpoint_step(path) > checkpoint_step(checkpoint)]
-    return checkpoints + [folder / name for name in (METRICS_FILE, BEST_FILE, FINAL) if (folder / name).exists()]
+    return checkpoints + [folder / name for name in (METRICS_FILE, BEST_FILE, PICTURES, FINAL) if (folder / name).exists()]
 
 
 def check_output_dir(settings: TrainingSettings) -> None:
@@ -179,6 +182,8 @@ class Checkpoints:
         if published is not None:
             name, model = published
             state["export"] = {"class": type(model).__name__, "prefix": name + "." if name else ""}
+            if (scale := lora_scale(model)) is not None:
+                state["export"]["lora_scale"] = scale
             parts = self.processor if isinstance(self.processor, (list, tuple)) else [self.processor]
             for part in (model.config, *(part for part in parts if part is not None)):
                 part.save_pretrained(folder / EXPORT_FOLDER)

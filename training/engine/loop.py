@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from ..settings.training_settings import TrainingSettings
+from .averaging import make_ema
 from .checkpoints import Checkpoints, check_output_dir, clear_output_dir
 from .interruption import Stopped, StopSignal, any_process, ignore_stop_signals
 from .metrics_log import MetricsLog
 from .precision import resolve_precision
+from .rehearsal import announce_estimate, rehearse
 from .run_identity import run_identity
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ def train(
         dataset: map-style, indexed with a `SampleKey`.
         collate: list of its items -> batch; tensors (also in nested dicts) are moved to the device.
         compute_losses: (model, batch) -> named scalar losses; `"loss"` is minimised, the others are logged.
-        on_step: called after each step with (steps taken, model to evaluate); what it returns is logged.
+        on_step: called after each step with (steps taken, model to evaluate); what it returns is logged. Where it has a
+            method `ahead(steps taken, model)`, that says how many validations are to come, and the seconds of one.
         identity: plain values that may not change when the run is resumed: fingerprint of the data, class names in their
             order, options of the method that its configuration does not hold. Learning rates, schedule and the model's
             configuration are added here.
@@ -125,6 +127,15 @@ def train(
     checkpoints = Checkpoints(accelerator, settings, model, scheduler, ema, identity, processor)
     first_step = checkpoints.resume()
     announce(accelerator, settings, identity, model, first_step)
+    if settings.rehearsal_steps and first_step < settings.max_train_steps:
+        estimate = rehearse(
+            accelerator, settings, model, optimizer,
+            lambda: iter(make_loader(accelerator, settings, dataset, collate, first_step)),
+            lambda stream: accumulate_gradients(accelerator, settings, model, stream, compute_losses),
+        )  # fmt: skip
+        ahead = getattr(on_step, "ahead", None)
+        validation = (0, 0.0) if ahead is None else ahead(first_step, ema.module if ema else accelerator.unwrap_model(model))
+        announce_estimate(estimate, settings, first_step, validation)
 
     batches = iter(make_loader(accelerator, settings, dataset, collate, first_step))
     log = MetricsLog(accelerator, settings, identity["images_per_step"], first_step)
@@ -174,13 +185,6 @@ def end_stopped_run(accelerator: Accelerator, settings: TrainingSettings, step: 
             file=sys.stderr,
         )
     raise Stopped
-
-
-def make_ema(accelerator: Accelerator, model: torch.nn.Module, decay: float) -> AveragedModel | None:
-    """The moving average of the weights, part of every checkpoint; None where `decay` is 0."""
-    if not decay:
-        return None
-    return AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def make_loader(

@@ -9,11 +9,11 @@ from hf_clipseg.atomic import replace_folder
 from hf_clipseg.hub_export import save_with_code
 
 from ..settings.training_settings import TrainingSettings
-from .checkpoints import FINAL
+from .checkpoints import FINAL, PICTURES
 from .curves import draw_curves, read_points
 from .hub import check_hub_access, describe_push, push_folder
 from .metrics_log import METRICS_FILE
-from .result_card import CURVES, ResultCard, write_card
+from .result_card import CURVES, PREDICTIONS, ResultCard, write_card
 
 __all__ = ["check_hub_access", "publish"]
 
@@ -40,6 +40,8 @@ def publish(model: Any, processor: Any, settings: TrainingSettings, card: Result
     with replace_folder(final) as partial:
         save_with_code(model, processor, partial)
         add_metrics(Path(settings.output_dir) / METRICS_FILE, partial)
+        if sheet := max((Path(settings.output_dir) / PICTURES).glob("step-*.png"), default=None):
+            shutil.copy(sheet, partial / PREDICTIONS)
         write_card(card, model, partial, settings.repository)
     logger.info("the result is in %s", final)
     if settings.push_to_hub and settings.dry_run:

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 CURVES = "curves.png"
+PREDICTIONS = "predictions.png"
 METRIC_IDS = {"mIoU": "mean_iou", "pixel_accuracy": "accuracy"}
 """Names of the Hub for our own."""
 
@@ -73,8 +74,9 @@ def write_card(card: ResultCard, model: Any, folder: str | Path, repository: str
         (CLIP_USAGE if is_clip else USAGE).format(repository=repository),
         *named_section("Classes", class_list(model)),
         *named_section("Scores", score_tables(card)),
+        *named_section("Predictions", picture(folder, PREDICTIONS, "Validation images with their masks, and the model's")),
         *named_section("How it was made", how_it_was_made(card)),
-        *named_section("Training", f"![Curves of the run by step]({CURVES})" if (Path(folder) / CURVES).is_file() else ""),
+        *named_section("Training", picture(folder, CURVES, "Curves of the run by step")),
         *named_section("Limits", "\n".join(f"- {sentence}" for sentence in card.limits)),
     ]
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(Path(folder) / "README.md")
@@ -111,6 +113,11 @@ def is_hub_id(name: str | None) -> bool:
 
 def named_section(title: str, text: str) -> list[str]:
     return [f"## {title}", text] if text else []
+
+
+def picture(folder: str | Path, name: str, text: str) -> str:
+    """An image of the card; nothing where there is no such file beside it."""
+    return f"![{text}]({name})" if (Path(folder) / name).is_file() else ""
 
 
 def class_list(model: Any) -> str:

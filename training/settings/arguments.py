@@ -16,7 +16,7 @@ from typing import Any
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from .dataset_defaults import defaults_for
+from .dataset_defaults import PRESETS, defaults_for
 from .recipes import add_recipe_argument, apply_recipe, recipe_names
 
 
@@ -32,6 +32,17 @@ class DataArguments:
     image_column: str | None = HfArg(default=None, help="where it cannot be guessed")
     limit: int | None = HfArg(default=None, help="use so many images; default: all")
     streaming: bool = HfArg(default=False, help="read the first --limit rows of a Hub data set without downloading the rest")
+
+
+@dataclass
+class PresetArguments:
+    """Options that belong together."""
+
+    _argument_group_name = "data"
+
+    preset: str | None = HfArg(
+        default=None, metadata={"choices": ["photos"]}, help="defaults of other options, see training/settings/photo_presets.py"
+    )
 
 
 @dataclass
@@ -113,6 +124,21 @@ class ValidationArguments:
     validation_steps: int = HfArg(default=500, help="score every so many steps")
 
 
+@dataclass
+class MaskValidationArguments:
+    """How masks are scored while training."""
+
+    _argument_group_name = "validation"
+
+    validation_window: int | None = HfArg(
+        default=None, help="score by sliding windows of this side in pixels, a multiple of 4; default: the whole image at once"
+    )
+    validation_stride: int | None = HfArg(default=None, help="distance of the windows; default: half a window")
+    validation_pictures: int = HfArg(
+        default=4, help="draw so many images, from all over the set, with their masks and what the model makes of them"
+    )
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """The description as it is written, and the default of every flag that has one."""
 
@@ -142,7 +168,15 @@ class CommandParser(HfArgumentParser):
         probe.add_argument("--dataset_name", default=self.get_default("dataset_name"))
         self.set_defaults(**defaults_for(command, probe.parse_known_args(arguments)[0].dataset_name))
         apply_recipe(self, command, arguments)
+        self.apply_preset(command, arguments)
         return self.parse_args(arguments)
+
+    def apply_preset(self, command: str, arguments: Sequence[str] | None) -> None:
+        """Sets the defaults that `--preset` names; one that does not exist is refused where everything is parsed."""
+        probe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        probe.add_argument("--preset", default=self.get_default("preset"))
+        name = probe.parse_known_args(arguments)[0].preset
+        self.set_defaults(**PRESETS.get(command, {}).get(name, {}))
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
         """As in argparse; the result also holds what was parsed, as `command_line`."""

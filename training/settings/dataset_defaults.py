@@ -11,6 +11,8 @@ from typing import Any
 
 from hf_clipseg.toyscapes import CAPTION_NOUNS
 
+from .photo_presets import PHOTOS
+
 logger = logging.getLogger(__name__)
 
 CLIP = "model_cards/clip-toyscapes"
@@ -50,8 +52,14 @@ MTA_CLIP_PRESETS: dict[str, dict[str, Any]] = {
     "cityscapes": {
         "crop_size": [512, 1024], "short_side": 1024, "max_train_steps": 90_000,
     },
+    "photos": PHOTOS["train_mta_clip"],
 }  # fmt: skip
 """What differs from the defaults of `training.train_mta_clip`, which are the paper's."""
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    **{command: {"photos": options} for command, options in PHOTOS.items()}, "train_mta_clip": MTA_CLIP_PRESETS,
+}  # fmt: skip
+"""Of every command, by name: defaults of its other options."""
 
 
 def defaults_for(command: str, dataset_name: str) -> Mapping[str, Any]:

@@ -41,7 +41,13 @@ class TrainingSettings:
     report_to: str = HfArg(default="none", help="trackers beside metrics.jsonl", metadata={"choices": TRACKERS})
     logging_steps: int = HfArg(default=10, help="log every so many steps")
     ema_decay: float = HfArg(
-        default=0.0, help="decay of an exponential moving average of the weights, saved instead of them; 0: off"
+        default=0.0,
+        help="decay of an exponential moving average of the weights, scored and saved instead of them; lower in the "
+        "first steps, see `training.engine.averaging`; 0: off",
+    )
+    rehearsal_steps: int = HfArg(
+        default=0,
+        help="compute so many steps before the first one, throw them away, and say what time and memory the run takes",
     )
     on_nonfinite_loss: str = HfArg(
         default="error", help="error: stop; skip: log it and leave the step out", metadata={"choices": ("error", "skip")}
@@ -58,6 +64,8 @@ class TrainingSettings:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.rehearsal_steps < 0:
+            raise ValueError(f"rehearsal_steps must not be negative, got {self.rehearsal_steps}")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
             raise ValueError(f"checkpoints_total_limit must be at least 1, got {self.checkpoints_total_limit}")
         if not 0.0 <= self.ema_decay < 1.0:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from training.data.masked_crops import MaskedCrops, RandomCropSettings, collate, largest_share, random_crop
+from training.data.masked_crops import MaskedCrops, RandomCropSettings, collate, largest_share, random_crop, turn_hue
 from training.engine.loop import SampleKey
 
 COLOURS = np.array([(200, 30, 40), (40, 180, 60), (50, 60, 220)], dtype=np.uint8)
@@ -89,6 +89,32 @@ def test_crops_of_one_class_are_drawn_again():
     assert largest_share(np.array([255, 255])) == 1.0 and largest_share(np.array([1, 1, 2, 255])) == 2 / 3
 
 
+def test_small_things_are_seen_as_often_as_large_ones():
+    """One thin post in a field: of crops placed anywhere few hold it, of balanced ones at least those for its class."""
+    mask = np.zeros((60, 300), dtype=np.uint8)
+    mask[:, 200:203] = 1
+    image = Image.fromarray(COLOURS[mask])
+
+    def rate(share):
+        settings = RandomCropSettings(30, 30, 60, scale=(1.0, 1.0), balanced_share=share)
+        crops = [random_crop(image, mask, settings, np.random.default_rng(seed))[1] for seed in range(200)]
+        return np.mean([(labels == 1).any() for labels in crops])
+
+    chance = 32 / 271  # first columns from which the crop reaches the post
+    assert abs(rate(0.0) - chance) < 0.06
+    assert abs(rate(1.0) - (0.5 + 0.5 * chance)) < 0.08
+    everywhere = RandomCropSettings(30, 30, 60, balanced_share=1.0)
+    assert random_crop(image, np.full_like(mask, 255), everywhere, np.random.default_rng(0))[1].shape == (30, 30)
+
+
+def test_hue_turns_about_grey():
+    primaries = np.eye(3, dtype=np.float32)[None]
+    np.testing.assert_allclose(turn_hue(primaries, 1 / 3), primaries[:, [1, 2, 0]], atol=1e-6)
+    grey = np.full((1, 1, 3), 0.4, dtype=np.float32)
+    np.testing.assert_allclose(turn_hue(grey, 0.17), grey, atol=1e-6)
+    assert not torch.allclose(sample()["pixel_values"], sample(hue_jitter=0.1)["pixel_values"])
+
+
 def test_extreme_shapes():
     settings = RandomCropSettings(16, 16, 16, longest_side=64)
     mask = np.zeros((2, 500), dtype=np.uint8)
@@ -98,7 +124,13 @@ def test_extreme_shapes():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"height": 0}, "height"), ({"scale": (2.0, 1.0)}, "ascending"), ({"colour_jitter": 1.0}, "colour_jitter")],
+    [
+        ({"height": 0}, "height"),
+        ({"scale": (2.0, 1.0)}, "ascending"),
+        ({"colour_jitter": 1.0}, "colour_jitter"),
+        ({"hue_jitter": 0.6}, "hue_jitter"),
+        ({"balanced_share": -0.1}, "balanced_share"),
+    ],
 )
 def test_impossible_settings(fields, message):
     with pytest.raises(ValueError, match=message):

@@ -99,7 +99,8 @@ def test_ema_is_the_average_by_hand(tmp_path):
     averaged = run(tmp_path, steps=3, ema_decay=0.75, losses=watch)
     last = run(tmp_path / "plain", steps=3)
     for name, value in averaged.items():  # AveragedModel starts from the weights after the first step
-        expected = 0.75 * (0.75 * history[1][name] + 0.25 * history[2][name]) + 0.25 * last[name]
+        expected = 2 / 11 * history[1][name] + 9 / 11 * history[2][name]  # a young average forgets faster than by 0.75
+        expected = 3 / 12 * expected + 9 / 12 * last[name]
         torch.testing.assert_close(value, expected)
 
 

@@ -1,18 +1,15 @@
 """Published protocols: the labels against the released procedure, written out once more, and the command that repeats a figure.
 
-The reference below follows the papers and their code in order and on purpose shares nothing with the package but the weights:
-windows at full resolution, every name a channel, softmax, thresholds.
+The reference is `tests/released_procedure.py`. `python -m benchmarks.ablations.parity` compares with it at full size.
 """
 
 import json
-import math
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
@@ -30,6 +27,7 @@ from training.evaluation.protocols import (
     open_original,
 )
 
+from ... import released_procedure as released
 from ...tiny import openai_tokenizer
 
 SAME_LABELS = 0.999
@@ -78,90 +76,6 @@ def photographs(real_data):
     return [landscape, portrait.crop((0, 0, portrait.width - 5, portrait.height))]
 
 
-# ---- the released procedure
-
-
-def positions_of(table, grid):
-    side = math.isqrt(len(table) - 1)
-    if side * side == grid[0] * grid[1]:
-        return table
-    square = table[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(square, scale_factor=((grid[0] + 0.1) / side, (grid[1] + 0.1) / side), mode="bicubic")
-    assert resized.shape[-2:] == grid
-    return torch.cat([table[:1], resized.permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)])
-
-
-def dense(clip, pixels, variant):
-    """`(3, h, w)` -> unit features `(h / patch, w / patch, dim)`; attention as explicit matrices, head by head."""
-    vision, embeddings = clip.vision_model, clip.vision_model.embeddings
-    patches = embeddings.patch_embedding(pixels[None])
-    grid = tuple(patches.shape[-2:])
-    tokens = torch.cat([embeddings.class_embedding[None], patches[0].flatten(1).T]) + positions_of(
-        embeddings.position_embedding.weight, grid
-    )
-    tokens = vision.pre_layrnorm(tokens)
-    *first, last = vision.encoder.layers
-    for block in first:
-        tokens = block(tokens[None], None)[0]
-    normed, attention = last.layer_norm1(tokens), last.self_attn
-    queries, keys, values = (
-        projection(normed).chunk(attention.num_heads, dim=-1)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    rows = torch.stack(torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij"), -1).reshape(-1, 2).float()
-    window = torch.zeros(len(tokens), len(tokens))
-    window[1:, 1:] = torch.exp(-(torch.cdist(rows, rows) ** 2) / (2 * 5.0**2))
-    heads = []
-    for query, key, value in zip(queries, keys, values, strict=True):
-        scale = query.shape[-1] ** -0.5
-        weights = {
-            "maskclip": lambda: torch.eye(len(tokens)),
-            "sclip": lambda: (query @ query.T * scale).softmax(-1) + (key @ key.T * scale).softmax(-1),  # noqa: B023
-            "clearclip": lambda: (query @ query.T * scale).softmax(-1),  # noqa: B023
-            "naclip": lambda: (key @ key.T * scale + window).softmax(-1),  # noqa: B023
-        }[variant]()
-        heads.append(weights @ value)
-    attended = attention.out_proj(torch.cat(heads, -1))
-    if variant in ("maskclip", "sclip"):
-        attended = tokens + attended
-        attended = attended + last.mlp(last.layer_norm2(attended))
-    features = clip.visual_projection(vision.post_layernorm(attended))[1:]
-    return (features / features.norm(dim=-1, keepdim=True)).reshape(*grid, -1)
-
-
-def stitched(clip, pixels, texts, variant, window, stride):
-    """Cosines with every name, averaged over the windows, `(names, h, w)`."""
-    _, height, width = pixels.shape
-    total, count = torch.zeros(len(texts), height, width), torch.zeros(height, width)
-    for row in range(max(height - window + stride - 1, 0) // stride + 1):
-        for column in range(max(width - window + stride - 1, 0) // stride + 1):
-            bottom, right = min(row * stride + window, height), min(column * stride + window, width)
-            top, left = max(bottom - window, 0), max(right - window, 0)
-            maps = (dense(clip, pixels[:, top:bottom, left:right], variant) @ texts.T).permute(2, 0, 1)
-            total[:, top:bottom, left:right] += F.interpolate(maps[None], size=(bottom - top, right - left), mode="bilinear")[0]
-            count[top:bottom, left:right] += 1
-    return total / count
-
-
-def released_labels(clip, pixels, texts, class_ids, size, variant, protocol):
-    maps = stitched(clip, pixels, texts, variant, protocol.window, protocol.stride)
-    probabilities = (F.interpolate(maps[None], size=size, mode="bilinear")[0] * protocol.logit_scale).softmax(0)
-    classes = torch.stack([probabilities[class_ids == index].amax(0) for index in range(int(class_ids.max()) + 1)])
-    if protocol.area_thd:
-        winners = F.one_hot(classes.argmax(0), len(classes))[..., 1:].sum((0, 1))
-        classes[1:] *= (winners > protocol.area_thd * winners.sum()).float()[:, None, None]
-    labels = classes.argmax(0)
-    labels[classes.amax(0) < protocol.prob_thd] = 0
-    return labels.numpy()
-
-
-def name_embeddings(clip, processor):
-    texts = [f"a photo of a {name}" for names in CLASSES for name in names]
-    inputs = processor.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
-    embeddings = clip.get_text_features(inputs).pooler_output
-    return embeddings / embeddings.norm(dim=-1, keepdim=True)
-
-
 # ---- parity
 
 
@@ -174,11 +88,12 @@ def test_labels_equal_the_released_procedure(method, clip_folder, photographs):
     processor = SegmentationProcessor.from_clip(clip_folder)
     protocol = replace(find_protocol(f"{method}-voc21"), prob_thd=0.25, templates="photo")
     protocol.apply(model, processor)
-    texts, class_ids = name_embeddings(clip, processor), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 3, 4])
+    texts, class_ids = released.name_embeddings(clip, processor.tokenizer, CLASSES)
     own = segment(model, processor, photographs, CLASSES, **protocol.options())
     for image, labels in zip(photographs, own, strict=True):
         pixels = processor(images=image, size_divisor=1)["pixel_values"][0]
-        expected = released_labels(clip, pixels, texts, class_ids, image.size[::-1], method, protocol)
+        maps = released.stitched(clip, pixels, texts, method, protocol.window, protocol.stride)
+        expected = released.labels_of(maps, class_ids, image.size[::-1], protocol).numpy()
         assert len(np.unique(expected)) > 1
         assert np.mean(labels == expected) >= SAME_LABELS
 
@@ -191,7 +106,9 @@ def test_features_equal_the_released_procedure(method, clip_folder):
     find_protocol(f"{method}-voc20").apply(model, SegmentationProcessor.from_clip(clip_folder))
     for size in ((224, 224), (224, 336), (448, 448)):
         pixels = torch.randn(3, *size)
-        torch.testing.assert_close(model.dense_features(pixels[None])[0], dense(clip, pixels, method), rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            model.dense_features(pixels[None])[0], released.dense(clip, pixels, method), rtol=0, atol=2e-6
+        )
 
 
 @torch.no_grad()
