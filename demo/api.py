@@ -102,9 +102,10 @@ class Endpoints:
             facts |= facts_of(question)
             *_, (comparison, failed) = desk.bench.compare(question, ticket)
             folder = result_folder()
-            records, paths = save_label_maps(comparison, folder)
+            files = {result.name: method_files(comparison, result) for result in comparison.results}
+            records, paths = save_label_maps(comparison, files, folder)
             zipped = folder / "hf-clipseg-results.zip"
-            write(zipped, archive(comparison, text_of(cut_out).strip() or None))
+            write(zipped, archive(comparison, text_of(cut_out).strip() or None, files))
             size = {"height": comparison.picture.height, "width": comparison.picture.width}
             return size | {"results": records, "errors": failed}, paths, str(zipped)
 
@@ -160,14 +161,14 @@ def result_folder() -> Path:
     return Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder(), prefix="api-"))
 
 
-def save_label_maps(comparison: Comparison, folder: Path) -> tuple[list[dict], list[str]]:
+def save_label_maps(comparison: Comparison, files: dict[str, dict[str, bytes]], folder: Path) -> tuple[list[dict], list[str]]:
     """One index PNG per method; what `classes.json` says of each, and the files' paths."""
     records, paths = [], []
     for result in comparison.results:
-        files = method_files(comparison, result)
         path = folder / f"{file_name(result.name)}.labels.png"
-        write(path, files["labels.png"])
-        records.append(json.loads(files["classes.json"]) | {"labels": path.name, "unknown": list(result.unknown)})
+        write(path, files[result.name]["labels.png"])
+        record = json.loads(files[result.name]["classes.json"])
+        records.append(record | {"labels": path.name, "unknown": list(result.unknown)})
         paths.append(str(path))
     return records, paths
 

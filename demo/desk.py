@@ -147,7 +147,8 @@ class Desk:
         with self.serving(f"see-{model_type}", request.session_hash or "") as (ticket, _):
             loaded = self.bench.cache.get(checkpoint.source, ticket.check)
             asked = comparison.asked if checkpoint.open_vocabulary and comparison.asked else checkpoint.class_names
-            classes = known_classes(loaded, asked)
+            with loaded.running(check=ticket.check):
+                classes = known_classes(loaded, asked)
             to_encode = None if classes.to_encode == checkpoint.class_names else classes.to_encode
             look = Look(comparison.picture, to_encode, classes.names)
             return METHODS[model_type].see(loaded, look, ticket.check)

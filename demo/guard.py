@@ -9,8 +9,9 @@ from pathlib import Path
 
 import gradio as gr
 from gradio.context import LocalContext
+from starlette.middleware import Middleware
 
-from .limits import Limits, Ticket
+from .limits import Limits, Ticket, check_picture_count
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,22 @@ class PicturesInput(gr.File):
 
     def preprocess(self, payload):
         files = [] if payload is None else getattr(payload, "root", [payload])
+        with errors_for_people():
+            check_picture_count(len(files), self.limits)
         return [check_upload(file.path, self.GRADIO_CACHE, self.limits) for file in files]
 
 
 class GuardedBlocks(gr.Blocks):
-    """Blocks whose every error is a message for people: no traceback, no path, no class name of Python."""
+    """Blocks whose every error is a message for people: no traceback, no path, no class name of Python.
+
+    `door` is the middleware before its server.
+    """
+
+    door: Middleware | None = None
+
+    def launch(self, *args, **options):
+        """As in the base class, behind the door."""
+        return super().launch(*args, app_kwargs={"middleware": [self.door]} if self.door else {}, **options)
 
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
         """As in the base class; what does not fit its component becomes one sentence."""

@@ -12,24 +12,31 @@ class Limits:
     """
     Args:
         file_bytes: of one uploaded picture.
+        upload_bytes, body_bytes: of one request that uploads pictures, and of any other.
+        daily_bytes: of the uploads that come from one address in a day.
+        pictures: of one lesson, or with captions.
         decoded_pixels: that a picture may have once decoded; a JPEG is decoded small, so it may be larger.
         display_side: pixels of the longer side; larger pictures are shrunk to it before anything else.
-        class_characters, classes: of the class box.
+        class_characters, classes: of the class box; captions may be as long.
         seconds: of computing per request, waiting in the queue not counted.
-        waiting: requests in the queue.
         admitted: comparisons that are checked and then wait for their turn: what is refused is refused at once.
+        waiting: requests in the queue for what is not admitted yet; further ones are refused.
         at_once: requests that compute at the same time.
         stored_bytes: of uploads and results on disk; the oldest go first.
     """
 
     file_bytes: int = 20 * 2**20
+    upload_bytes: int = 200 * 10**6
+    body_bytes: int = 4 * 2**20
+    daily_bytes: int = 2**30
+    pictures: int = 40
     decoded_pixels: int = 64_000_000
     display_side: int = 1024
     class_characters: int = 20_000
     classes: int = 1_000
     seconds: float = 60.0
-    waiting: int = 64
-    admitted: int = 16
+    admitted: int = 48
+    waiting: int = 48
     at_once: int = 2
     stored_bytes: int = 2 * 2**30
 
@@ -112,17 +119,20 @@ class Tickets:
         return len(tickets)
 
 
-def check_class_text(text: str, limits: Limits) -> None:
-    """Refuses a text that is too long to be a list of classes, before it is parsed."""
+def check_text(text: str, limits: Limits, name: str = "The class list") -> None:
+    """Refuses a text that is too long to be what it should be, before it is parsed."""
     if len(text) > limits.class_characters:
-        raise ValueError(
-            f"The class list has {len(text):,} characters; at most {limits.class_characters:,} are read. Shorten it."
-        )
+        raise ValueError(f"{name} has {len(text):,} characters; at most {limits.class_characters:,} are read. Shorten it.")
 
 
 def check_class_count(classes: Sequence, limits: Limits) -> None:
     if len(classes) > limits.classes:
         raise ValueError(f"There are {len(classes):,} classes; at most {limits.classes:,} are compared. Shorten the list.")
+
+
+def check_picture_count(count: int, limits: Limits) -> None:
+    if count > limits.pictures:
+        raise ValueError(f"There are {count:,} pictures; at most {limits.pictures} are read. Leave some out.")
 
 
 def without_repeats(names: Sequence[str]) -> list[str]:

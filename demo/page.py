@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from hf_clipseg.checkpoint_cards import Checkpoint, distinguish
 from hf_clipseg.checkpoints import SHIPPED, describe_checkpoint, find_checkpoints, is_cached, read_config
@@ -11,6 +12,7 @@ from hf_clipseg.clip.clip_backbone import KEEPS_RESIDUAL
 
 from .api import add_endpoints
 from .desk import Desk
+from .entrance import Entrance
 from .guard import GuardedBlocks, PictureInput, PicturesInput
 from .limits import Limits
 from .page_compare import OPENING, compare_tab, opening_choice
@@ -47,7 +49,7 @@ def build_app(folder: str | os.PathLike = SHIPPED, extra: Sequence[str] = (), li
                 curate_tab(desk)
         add_endpoints(desk)
     page.queue(max_size=desk.bench.limits.waiting, default_concurrency_limit=8)
-    page.desk = desk
+    page.desk, page.door = desk, Middleware(Entrance, limits=desk.bench.limits, storage=desk.storage)
     return page
 
 

@@ -9,6 +9,7 @@ from .curate import Archive, Captioned, PoolCache, curate, toy_examples, vocabul
 from .desk import Desk
 from .gpu import on_gpu
 from .guard import PicturesInput
+from .limits import check_text
 from .page_compare import computing
 from .page_teach import load_picture, teachable
 from .tiles import data_url
@@ -40,6 +41,7 @@ def curate_tab(desk: Desk) -> None:
 
     def own(model: str, files, captions: str, request: gr.Request):
         with desk.serving("curate", request.session_hash or "") as (ticket, facts):
+            check_text(captions, desk.bench.limits, "The box of captions")
             items = captioned_from([load_picture(desk, file) for file in files or ()], captions)
             facts["pictures"] = len(items)
             return answer(model, items, ticket)

@@ -4,11 +4,10 @@ from html import escape
 
 import gradio as gr
 
-from hf_clipseg.processing.image_io import load_image
-
 from .desk import Desk
 from .gpu import on_gpu
 from .guard import PictureInput, PicturesInput
+from .limits import check_picture_count
 from .page_compare import computing
 from .scenes import scene_picture
 from .teach import ROUNDS, TOY_CLASSES, TOY_OTHERS, Taught, check_lesson, lesson_from, teach, toy_lesson
@@ -69,6 +68,7 @@ def teach_with(desk: Desk):
     def run(request: gr.Request, model: str, test, others: str, *rows):
         with desk.serving("teach", request.session_hash or "") as (ticket, facts):
             names, files = rows[:ROWS], rows[ROWS:]
+            check_picture_count(sum(len(row or ()) for row in files), desk.bench.limits)
             pictures = [[load_picture(desk, file) for file in row or ()] for row in files]
             lesson = lesson_from(names, pictures, others)
             facts["pictures"] = len(lesson.pictures)
@@ -100,8 +100,7 @@ def stream(desk: Desk, model: str, lesson, test, ticket):
 
 
 def load_picture(desk: Desk, file):
-    limits = desk.bench.limits
-    return load_image(file, limits.display_side, max_pixels=limits.decoded_pixels, name="A picture")
+    return desk.bench.picture(file, "A picture")
 
 
 def progress(taught: Taught, num_pictures: int) -> str:

@@ -22,6 +22,7 @@ from hf_clipseg.localization.prototype_rules import PrototypeSettings
 from hf_clipseg.localization.prototypes import VisionPrototypes
 from hf_clipseg.processing.upsampling import upsample
 
+from .limits import Limits, check_text
 from .scenes import truth_of
 
 ROUNDS = 3
@@ -68,8 +69,9 @@ class Taught:
         return gap["text"]["region_distance"], gap["vision"]["region_distance"]
 
 
-def check_lesson(lesson: Lesson) -> None:
-    """Raises ValueError, in a visitor's words, for a lesson that nothing can be learnt from."""
+def check_lesson(lesson: Lesson, limits: Limits | None = None) -> None:
+    """Raises ValueError, in a visitor's words, for a lesson that nothing can be learnt from, or that is too long."""
+    check_text(", ".join([*lesson.class_names, *lesson.others]), limits or Limits())
     if not lesson.class_names:
         raise ValueError("Name at least one class, and give it three to five pictures.")
     repeated = {name for name in lesson.class_names if lesson.class_names.count(name) > 1}

@@ -39,5 +39,6 @@ LAUNCH = {
     "show_error": False,  # errors for people are shown all the same; whatever else goes wrong is nobody's business
     "ssr_mode": False,
     "max_file_size": "20mb",
+    "max_threads": 80,  # comparisons that are admitted wait in a thread each
     "state_session_capacity": 200,  # visitors whose last comparison is kept, a few megabytes each
 }

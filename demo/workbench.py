@@ -18,7 +18,7 @@ from hf_clipseg.models.cocu.group_maps import segment_groups
 from hf_clipseg.processing.confidence import segment_if_sure
 from hf_clipseg.processing.image_io import load_image
 
-from .limits import Limits, RunEnded, Ticket, check_class_count, check_class_text, without_repeats
+from .limits import Limits, RunEnded, Ticket, check_class_count, check_text, without_repeats
 from .scenes import truth_of
 
 REWORDED = (
@@ -68,6 +68,7 @@ class Workbench:
         self.checkpoints = {checkpoint.name: checkpoint for checkpoint in checkpoints}
         self.limits = limits or Limits()
         self.slots = threading.Semaphore(self.limits.at_once)  # of comparisons, method by method
+        self.decoding = threading.Semaphore(self.limits.at_once)  # a large picture takes 200 MB while it is decoded
         self.cache = CheckpointCache(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def question(self, image_file, class_text: str, names: Sequence[str], options: Options | None = None) -> Question:
@@ -83,9 +84,13 @@ class Workbench:
             raise ValueError("No method is chosen. Tick at least one under 'Methods'.")
         chosen = [self.checkpoint(name) for name in names]
         typed = self.read_classes(class_text) if any(checkpoint.open_vocabulary for checkpoint in chosen) else []
+        return Question(self.picture(image_file, "The picture"), chosen, typed, options or Options())
+
+    def picture(self, image_file, name: str) -> Image.Image:
+        """A picture as the page shows it, RGB. Raises ValueError, which calls it `name`, for one that cannot be read."""
         limits = self.limits
-        picture = load_image(image_file, limits.display_side, max_pixels=limits.decoded_pixels, name="The picture")
-        return Question(picture, chosen, typed, options or Options())
+        with self.decoding:
+            return load_image(image_file, limits.display_side, max_pixels=limits.decoded_pixels, name=name)
 
     def checkpoint(self, name: str) -> Checkpoint:
         if name not in self.checkpoints:
@@ -94,7 +99,7 @@ class Workbench:
         return self.checkpoints[name]
 
     def read_classes(self, class_text: str) -> list[list[str]]:
-        check_class_text(class_text, self.limits)
+        check_text(class_text, self.limits)
         if not class_text.strip(" ,\n\r\t"):
             raise ValueError("There are no classes yet. Type some, such as: sky, sea, boat|ship")
         try:
@@ -137,12 +142,13 @@ class Workbench:
     def add(self, comparison: Comparison, checkpoint: Checkpoint, question: Question, ticket: Ticket) -> Comparison:
         """Runs one method, and returns the comparison with its result."""
         loaded = self.cache.get(checkpoint.source, ticket.check)
-        classes = known_classes(loaded, self.classes_for(checkpoint, question.typed))
-        if not classes.to_encode:
-            raise ValueError(f"{checkpoint.title} knows none of these words: {', '.join(classes.unknown[:12])}. Type others.")
-        to_encode = None if classes.to_encode == checkpoint.class_names else classes.to_encode
         options = question.options
         with loaded.running(options.attention or checkpoint.attention, ticket.check) as model:
+            classes = known_classes(loaded, self.classes_for(checkpoint, question.typed))
+            if not classes.to_encode:
+                unknown = ", ".join(classes.unknown[:12])
+                raise ValueError(f"{checkpoint.title} knows none of these words: {unknown}. Type others.")
+            to_encode = None if classes.to_encode == checkpoint.class_names else classes.to_encode
             start = time.perf_counter()
             label_map = segment_if_sure(
                 model, loaded.processor, question.picture, to_encode, options.threshold,
@@ -175,7 +181,10 @@ class KnownClasses:
 
 
 def known_classes(loaded: LoadedCheckpoint, classes: list[list[str]]) -> KnownClasses:
-    """Leaves out the synonyms that the checkpoint's vocabulary lacks, and the classes that have no other name."""
+    """Leaves out the synonyms that the checkpoint's vocabulary lacks, and the classes that have no other name.
+
+    Call it within `loaded.running`: a tokenizer keeps its padding as state, so two threads may not share it.
+    """
     words = set(loaded.processor.unknown_words(classes))
     kept = [[name for name in names if not words.intersection(name.split())] for names in classes]
     return KnownClasses(

@@ -8,13 +8,14 @@ import time
 import gradio as gr
 import httpx
 import pytest
+from gradio.data_classes import FileData, ListFiles
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app as demo_app
 from demo import desk as desk_module
-from demo.guard import NOT_UPLOADED, check_upload
+from demo.guard import NOT_UPLOADED, PicturesInput, check_upload
 from demo.limits import Limits, RunEnded, Ticket, Tickets
 from demo.storage import StorageCap
 from hf_clipseg.checkpoints import LoadedCheckpoint
@@ -97,6 +98,16 @@ def test_links_out_of_the_cache_are_followed_before_the_check(tmp_path, picture)
         check_upload(cache / "large.png", cache, limits)
 
 
+def test_the_number_of_pictures_is_counted_before_they_are_read(monkeypatch):
+    monkeypatch.setattr(PicturesInput, "limits", Limits(pictures=2))
+    box = PicturesInput(file_count="multiple")
+    three = ListFiles([FileData(path=f"{index}.png") for index in range(3)])
+    with pytest.raises(gr.Error, match="There are 3 pictures; at most 2 are read"):
+        box.preprocess(three)
+    with pytest.raises(gr.Error, match=NOT_UPLOADED):
+        box.preprocess(ListFiles(three.root[:2]))
+
+
 def test_teaching_pictures_are_checked_alike(url, picture, tmp_path):
     answers = []
     for path in (picture, tmp_path / "nothing.png"):
@@ -165,11 +176,12 @@ def test_limits_are_refused_in_a_sentence(folder, picture, limits, changes, mess
 
 def test_the_real_limits(folder):
     page = demo_app.build_app(folder)
-    assert page._queue.max_size == 64 and page.desk.bench.limits.file_bytes == 20 * 2**20
+    assert page._queue.max_size == 48 and page.desk.bench.limits.file_bytes == 20 * 2**20
     assert demo_app.LAUNCH["max_file_size"] == "20mb" and not demo_app.LAUNCH["show_error"]
     limits = {fn.concurrency_id: fn.concurrency_limit for fn in page.fns.values() if isinstance(fn.concurrency_id, str)}
-    assert limits["models"] == 2 and limits["comparisons"] == 16
+    assert limits["models"] == 2 and limits["comparisons"] == 48
     assert page.desk.bench.slots._value == 2
+    assert demo_app.LAUNCH["max_threads"] >= 48 + 2 + 8  # those who wait hold a thread each, and others go on beside them
 
 
 def test_waiting_for_a_turn_costs_no_time_and_can_be_given_up():
@@ -285,6 +297,11 @@ def test_one_line_per_request_without_names_or_words(client, picture, caplog):
     ask(client, picture, "sky, sea, boat")
     (line,) = [record.getMessage() for record in caplog.records if record.name == "hf_clipseg.requests"]
     assert re.fullmatch(r"segment methods=mask_clip pixels=3072 classes=3 seconds=\d+\.\d\d outcome=ok", line)
+
+
+def test_a_call_that_is_too_large_is_refused_at_the_door(url):
+    answer = httpx.post(f"{url}gradio_api/call/segment", content=b" " * (5 * 2**20), timeout=60)
+    assert answer.status_code == 413 and answer.json() == {"detail": "The request has 5 MB; at most 4 MB are read."}
 
 
 def test_the_upload_limit_of_the_server(url, tmp_path):

@@ -87,6 +87,23 @@ def test_a_checkpoint_may_bring_its_own_attention(folder, picture):
     assert np.array_equal(overridden[0], maps[1]) and np.array_equal(overridden[1], maps[1])
 
 
+def test_a_tokenizer_is_used_by_one_thread_at_a_time(folder, picture, monkeypatch):
+    """It keeps its padding as state: two threads at once got rows of different lengths."""
+    bench = Workbench([c for c in find_checkpoints(folder) if c.name == "open"], device="cpu")
+    loaded, calls = bench.cache.get(bench.checkpoint("open").source), []
+    real = type(loaded.processor.tokenizer).__call__
+
+    def watched(self, *args, **kwargs):
+        calls.append(loaded._lock.locked())
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(loaded.processor.tokenizer), "__call__", watched)
+    comparison = compare(bench, picture, "boat, sky, sea ship")
+    desk = Desk(bench)
+    desk.see("mask_clip", comparison, types.SimpleNamespace(session_hash="a"))
+    assert calls and all(calls)
+
+
 def test_the_truth_of_a_scene_is_found_by_its_pixels(bench):
     index = next(iter(SCENES))
     picture, names = scene_picture(index), list(toyscapes.CLASS_NAMES)
