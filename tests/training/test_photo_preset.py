@@ -41,7 +41,8 @@ def data(tmp_path_factory):
 def arguments(clip_folder, data, output, *more):
     return [
         "--preset", "photos", "--model_name_or_path", str(clip_folder), "--dataset_name", str(data),
-        "--output_dir", str(output), *SMALL, "--max_train_steps", "4", "--train_batch_size", "4", "--checkpointing_steps", "2", "--logging_steps", "1",
+        "--output_dir", str(output), *SMALL, "--max_train_steps", "4", "--train_batch_size", "4",
+        "--checkpointing_steps", "2", "--logging_steps", "1",
         "--warmup_steps", "1", "--validation_window", "32", "--validation_stride", "16", *more,
     ]  # fmt: skip
 
