@@ -6,6 +6,7 @@ Importing the package registers every method with transformers' Auto classes.
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
+from .bulk.picture_stream import segment_many
 from .localization.prototypes import VisionPrototypes
 from .models.cocu.configuration_cocu import CocuConfig
 from .models.cocu.modeling_cocu import CocuForSemanticSegmentation
@@ -71,4 +72,5 @@ __all__ = [
     "VplConfig",
     "VplForSemanticSegmentation",
     "segment",
+    "segment_many",
 ]

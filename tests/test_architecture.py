@@ -30,6 +30,7 @@ MAY_KNOW = {
     "evaluation": {"leaves", "evaluation"},
     "drawing": {"leaves", "drawing"},
     "toyscapes": {"leaves", "toyscapes", "drawing"},
+    "bulk": {"leaves", "bulk", "clip", "drawing", "processing"},
     "processing": {"leaves", "processing", "clip", "refinement"},
     "localization": {"leaves", "localization", "clip", "refinement", "processing"},
     "models": {"leaves", "models", "clip", "localization", "processing"},

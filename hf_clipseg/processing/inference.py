@@ -4,11 +4,14 @@ A method needs `model(pixel_values=..., [input_ids, name_ids, class_ids]).logits
 here knows which method it is.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..clip.text_bank import ClassName, normalise_class_names
 from ..outputs import SegmentationOutput
@@ -20,7 +23,6 @@ OUTPUT_STRIDE = 4
 """Pixels of the model's input per cell of the canvas on which windows are averaged: fast. 1 is exact."""
 
 
-@torch.no_grad()
 def segment(
     model,
     processor,
@@ -62,51 +64,96 @@ def segment(
     Returns:
         One `(H, W)` int64 array of class ids per image, in the image's own size and in the order given.
     """
-    check_options(class_names, window, stride, batch_size, templates, rule)
-    text_inputs, class_ids, twins = {}, None, None
-    if class_names is not None:
-        text_inputs = processor(class_names=class_names, templates=templates, return_tensors="pt").to(model.device)
-        if rule is not None and rule.per_name:  # as if every name were a class: one channel each
-            class_ids = text_inputs["class_ids"]
-            text_inputs["class_ids"] = torch.arange(len(class_ids), device=class_ids.device)
-            twins = first_of_each_name(class_names).to(model.device)
-
-    def predict(pixel_values: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            logits = model(pixel_values=pixel_values, **text_inputs).logits
-        return logits if twins is None else logits[:, twins]
-
-    def predict_windows(pixel_values: torch.Tensor) -> torch.Tensor:
-        if window is None:
-            return predict(pixel_values)
-        step = stride or default_stride(window, output_stride)
-        return sliding_window_logits(predict, pixel_values, window, step, batch_size, output_stride)
-
+    segmenter = BatchSegmenter(
+        model, processor, class_names, window, stride, scales, flip, refinement, batch_size, templates, autocast_dtype,
+        output_stride, rule,
+    )  # fmt: skip
     pictures = [load_image(image) for image in images]
     label_maps: list[Any] = [None] * len(pictures)
+    with evaluating(model):
+        for batch in batches_of_one_size(pictures, batch_size):
+            for index, label_map in zip(batch, segmenter([pictures[index] for index in batch]), strict=True):
+                label_maps[index] = label_map
+    return label_maps
+
+
+@contextmanager
+def evaluating(model) -> Iterator[None]:
+    """The model in eval mode, and afterwards in the mode it was in."""
     was_training = model.training
     model.eval()
     try:
-        for batch in batches_of_one_size(pictures, batch_size):
-            originals = [pictures[index] for index in batch]
-            pixel_values, extents = model_inputs(processor, originals, None if window is None else output_stride)
-            pixel_values = pixel_values.to(model.device, model.dtype)
-            logits = multi_scale_logits(predict_windows, pixel_values, scales, flip)
-            maps = processor.post_process_semantic_segmentation(
-                SegmentationOutput(logits=logits),
-                target_sizes=[image.size[::-1] for image in originals],
-                refinement=refinement,
-                images=originals,
-                rule=rule,
-                class_ids=class_ids,
+        yield
+    finally:
+        model.train(was_training)
+
+
+class BatchSegmenter:
+    """What `segment` does with one batch, the prompts tokenised once for all of them. Arguments as there; run it in eval mode.
+
+    Several threads may call it at once: on a CPU they run side by side, on an accelerator they decode, prepare and collect
+    beside the one that has the device, so that its memory is that of one batch.
+    """
+
+    def __init__(
+        self,
+        model,
+        processor,
+        class_names: Sequence[ClassName] | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        refinement: str | None = None,
+        batch_size: int = 8,
+        templates: str | Sequence[str] | None = None,
+        autocast_dtype: torch.dtype | None = None,
+        output_stride: int = OUTPUT_STRIDE,
+        rule: LabelRule | None = None,
+    ):
+        check_options(class_names, window, stride, batch_size, templates, rule)
+        self.model, self.processor, self.rule, self.refinement = model, processor, rule, refinement
+        self.window, self.batch_size, self.scales, self.flip = window, batch_size, tuple(scales), flip
+        self.stride = stride or (None if window is None else default_stride(window, output_stride))
+        self.autocast_dtype, self.output_stride = autocast_dtype, output_stride
+        self.text_inputs: Any = {}
+        self.class_ids = self.twins = None
+        if class_names is not None:
+            self.text_inputs = processor(class_names=class_names, templates=templates, return_tensors="pt").to(model.device)
+            if rule is not None and rule.per_name:  # as if every name were a class: one channel each
+                self.class_ids = self.text_inputs["class_ids"]
+                self.text_inputs["class_ids"] = torch.arange(len(self.class_ids), device=self.class_ids.device)
+                self.twins = first_of_each_name(class_names).to(model.device)
+        self._device_turn: Any = nullcontext() if model.device.type == "cpu" else threading.Lock()
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+        """Pictures of one size, as `load_image` gives them -> one `(H, W)` int64 array of class ids each."""
+        pixel_values, extents = model_inputs(self.processor, pictures, None if self.window is None else self.output_stride)
+        with self._device_turn:
+            pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+            maps = self.processor.post_process_semantic_segmentation(
+                SegmentationOutput(logits=multi_scale_logits(self._predict_windows, pixel_values, self.scales, self.flip)),
+                target_sizes=[picture.size[::-1] for picture in pictures],
+                refinement=self.refinement,
+                images=pictures,
+                rule=self.rule,
+                class_ids=self.class_ids,
                 extents=extents,
                 guides=content(pixel_values, extents),
             )
-            for index, label_map in zip(batch, maps, strict=True):
-                label_maps[index] = label_map.cpu().numpy()
-    finally:
-        model.train(was_training)
-    return label_maps
+            return [label_map.cpu().numpy() for label_map in maps]
+
+    def _predict(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.model.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            logits = self.model(pixel_values=pixel_values, **self.text_inputs).logits
+        return logits if self.twins is None else logits[:, self.twins]
+
+    def _predict_windows(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.window is None:
+            return self._predict(pixel_values)
+        window, stride, output_stride = self.window, self.stride, self.output_stride
+        return sliding_window_logits(self._predict, pixel_values, window, stride, self.batch_size, output_stride)
 
 
 def model_inputs(processor, images: Sequence, output_stride: int | None) -> tuple[torch.Tensor, list[tuple[float, float]]]:
