@@ -22,6 +22,7 @@ from hf_clipseg import MaskClipForSemanticSegmentation
 from hf_clipseg.models.mask_clip.configuration_mask_clip import MaskClipConfig
 from hf_clipseg.models.mask_clip.proxy_guidance import proxy_attention, renormalise
 
+from ..released_procedure import by_proxy, unit
 from ..tiny import save_tiny_clip
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -45,20 +46,9 @@ def save_proxy(name, folder):
     return folder
 
 
-def by_formula(clip: CLIPModel, tokens: torch.Tensor, states: torch.Tensor, grid, clip_grid, beta=1.2, gamma=3.0):
-    """One image; pixel by pixel where it matters. `tokens`: the proxy's patches, `states`: input of CLIP's last block."""
-    unit = tokens / tokens.norm(dim=-1, keepdim=True)
-    similarity = unit @ unit.T
-    scores = (similarity - similarity.mean() * beta) * gamma
-    scores[scores < 0] = -torch.inf
-    attention = torch.exp(scores) / torch.exp(scores).sum(-1, keepdim=True)
-    block = clip.vision_model.encoder.layers[-1]
-    values = block.self_attn.v_proj(block.layer_norm1(states))[1:]
-    maps = values.T.reshape(1, -1, *clip_grid)
-    values = F.interpolate(maps, size=grid, mode="bilinear")[0].flatten(1).T
-    mixed = torch.cat([attention @ head for head in values.chunk(block.self_attn.num_heads, dim=-1)], dim=-1)
-    features = clip.visual_projection(clip.vision_model.post_layernorm(block.self_attn.out_proj(mixed)))
-    return (features / features.norm(dim=-1, keepdim=True)).reshape(*grid, -1)
+def by_formula(clip: CLIPModel, tokens: torch.Tensor, states: torch.Tensor, grid, clip_grid):
+    """One image. `tokens`: the proxy's patches, `states`: input of CLIP's last block."""
+    return by_proxy(clip, states, clip_grid, unit(tokens).reshape(*grid, -1))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.processing.inference import segment
@@ -28,7 +28,7 @@ from training.evaluation.protocols import (
 )
 
 from ... import released_procedure as released
-from ...tiny import openai_tokenizer
+from ...tiny import openai_tokenizer, save_tiny_clip
 
 SAME_LABELS = 0.999
 """Of the pixels: the two add up windows in another order, so where two classes tie, the build of torch decides."""
@@ -109,6 +109,38 @@ def test_features_equal_the_released_procedure(method, clip_folder):
         torch.testing.assert_close(
             model.dense_features(pixels[None])[0], released.dense(clip, pixels, method), rtol=0, atol=2e-6
         )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_in_miniature(method, tmp_path):
+    """The same without photographs, PAMR and the proxy included: a tiny CLIP, a name of two classes, half of it background."""
+    clip = CLIPModel.from_pretrained(save_tiny_clip(tmp_path / "clip")).eval()
+    torch.manual_seed(1)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    dino = ViTModel(ViTConfig(**small, image_size=32, patch_size=4)).eval()
+    dino.save_pretrained(tmp_path / "dino")
+    model = MaskClipForSemanticSegmentation.from_clip(tmp_path / "clip")
+    processor = SegmentationProcessor.from_clip(tmp_path / "clip")
+    protocol = replace(
+        find_protocol(f"{method}-voc21"), templates="photo", short_side=48, window=32, stride=16, pamr_dilations=(2, 4),
+        proxy=str(tmp_path / "dino") if method == "proxyclip" else None,
+    )  # fmt: skip
+    protocol.apply(model, processor)
+    names = [["sky", "sea"], ["boat", "ship"], ["grass"], ["tree", "sea"], ["car"]]
+    texts, class_ids = released.name_embeddings(clip, processor.tokenizer, names)
+    for size in ((83, 61), (61, 83)):
+        picture = np.random.default_rng(0).integers(0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), dtype=np.uint8)
+        image = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
+        pixels = processor(images=image, size_divisor=1)["pixel_values"][0]
+        variant = method.removesuffix("-pamr")
+        maps = released.stitched(clip, pixels, texts, variant, protocol.window, protocol.stride, dino)
+        median = float((maps * protocol.logit_scale).softmax(0).amax(0).median())
+        protocol = replace(protocol, prob_thd=median)
+        expected = released.labels_of(maps, class_ids, image.size[::-1], protocol, pixels).numpy()
+        (own,) = segment(model, processor, [image], names, **protocol.options())
+        assert len(np.unique(expected)) > 1
+        assert np.mean(own == expected) >= SAME_LABELS
 
 
 @torch.no_grad()
