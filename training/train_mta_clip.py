@@ -101,7 +101,7 @@ class MethodArguments:
     model_name_or_path: str = HfArg(default=CLIP, help="any CLIP checkpoint")
     vision_backbone: str | None = HfArg(
         default=None,
-        help="read the images with another encoder than CLIP's: Hub id or folder of any backbone of transformers, timm/NAME, or "
+        help="an encoder that reads the images in place of CLIP's: Hub id or folder of any backbone of transformers, timm/NAME, or "
         "a model with maps as hidden states, such as MobileNetV2",
     )
     num_prompts: int | None = HfArg(default=None, help="default: 3, and 1 for the baseline; 0: no text (ablation)")
@@ -306,7 +306,7 @@ def use_eager_attention(model) -> None:
     """On a CPU, the backward pass of eager attention is quicker than that of fused attention."""
     for part in filter(None, (model.clip.vision_model, model.clip.text_model)):
         part.set_attn_implementation("eager")
-    model.set_attn_implementation({"": "eager"})
+    model.config._attn_implementation = {"": "eager"}  # the setter for models trips over encoders that were taken out
 
 
 def run(args: argparse.Namespace):

@@ -1,5 +1,5 @@
-"""What the methods that learn from masks share: a fixed list of classes read through learned prompts, and CLIP's features as a
-pyramid behind Mask2Former's pixel decoder.
+"""What the methods that learn from masks share: a fixed list of classes read through learned prompts, and the features of CLIP,
+or of another vision encoder, as a pyramid behind Mask2Former's pixel decoder.
 
 The pixel decoder is transformers' `Mask2FormerPixelDecoder`, multi-scale deformable attention in pure PyTorch (Zhu et al. 2020,
 arXiv 2010.04159). Outside of transformers' own model nothing would initialise it properly: see `initialise_as_mask2former`.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import CLIPModel, Mask2FormerConfig
+from transformers import CLIPModel, Mask2FormerConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerMaskedAttentionDecoderLayer,
@@ -23,8 +23,9 @@ from transformers.models.mask2former.modeling_mask2former import (
 from ..clip.feature_pyramid import FeaturePyramid
 from ..clip.prompt_learner import INITIAL_STANDARD_DEVIATION, PromptLearner
 from ..clip.text_bank import ClassName, normalise_class_names
-from ..clip.timm_pyramid import TimmPyramid
-from .configuration_supervised_clip import PYRAMID_LEVELS, SupervisedClipConfig
+from ..clip.vision_network import LEVELS, load_network
+from ..clip.vision_pyramid import VisionPyramid
+from .configuration_supervised_clip import SupervisedClipConfig
 from .dense_clip import DenseClipPreTrainedModel
 
 INITIALISED_BY_MASK2FORMER = (
@@ -73,11 +74,12 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
     def build_supervised(self, config: SupervisedClipConfig, normalise_texts: bool = True) -> None:
         """`normalise_texts`: whether `class_texts` have unit length."""
         self.build_clip(config)
-        if config.timm_backbone is None:
+        self.normalise_texts = normalise_texts
+        if config.vision_backbone is None:
             width = config.clip_config.vision_config.hidden_size
-            self.pyramid, channels = FeaturePyramid(width, config.finest_scale, PYRAMID_LEVELS), [width] * PYRAMID_LEVELS
+            self.pyramid, channels = FeaturePyramid(width, config.finest_scale, LEVELS), [width] * LEVELS
         else:
-            self.pyramid = TimmPyramid(config.timm_backbone)
+            self.pyramid = VisionPyramid(config.vision_backbone, config.finest_scale, LEVELS)
             self.clip.vision_model = self.clip.visual_projection = None
             channels = self.pyramid.channels
         self.pixel_decoder = Mask2FormerPixelDecoder(pixel_decoder_config(config), channels)
@@ -85,9 +87,16 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         if config.num_prompts and config.has_text_encoder:
             text_width = config.clip_config.text_config.hidden_size
             self.prompts = PromptLearner(config.num_prompts, config.num_prompt_tokens, text_width, normalise_texts)
+        self.class_offsets = None
         if config.class_names is not None:
             self.class_embeds = torch.zeros(self.text_shape())
+            self.build_offsets()
             self.build_heads(len(config.class_names))
+
+    def build_offsets(self) -> None:
+        """What moves the text of each class and extra name, `(texts, dim)`; it starts at 0."""
+        if self.config.learned_class_texts and self.config.has_text_encoder:
+            self.class_offsets = nn.Parameter(torch.zeros(self.text_shape()[1:], device=self.device, dtype=self.dtype))
 
     def build_heads(self, num_classes: int) -> None:
         """Create the modules whose size depends on the number of classes."""
@@ -100,23 +109,41 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
             initialise_as_mask2former(module)
         elif isinstance(module, PromptLearner):
             init.normal_(module.contexts, std=INITIAL_STANDARD_DEVIATION)
+        elif module is self and self.class_offsets is not None:
+            init.zeros_(self.class_offsets)
 
     def train(self, mode: bool = True):
-        """Freezes what is not learned: the text encoder, and the parts of CLIP that its pyramid does not read."""
+        """Freezes what is not learned: the text encoder, and the parts of the vision encoder that the pyramid does not read."""
         vision_model = self.clip.vision_model
         unread = [self.clip.text_model, self.clip.text_projection, self.clip.visual_projection]
         for module in [*unread, None if vision_model is None else vision_model.post_layernorm]:
             if module is not None:
                 module.requires_grad_(False)
         self.clip.logit_scale.requires_grad_(False)
+        if isinstance(self.pyramid, VisionPyramid):
+            self.pyramid.freeze_unread()
         return super().train(mode)
 
+    @classmethod
+    def from_clip(cls, pretrained_model_name_or_path, *, vision_backbone=None, **kwargs):
+        """See [`DenseClipPreTrainedModel.from_clip`].
+
+        Args:
+            pretrained_model_name_or_path: the CLIP checkpoint whose texts are read, and whose vision encoder too where there is
+                no `vision_backbone`.
+            vision_backbone: Hub id, folder, or `timm/NAME`, whose weights are taken, see `vision_network.load_network`; or a
+                configuration, for random weights.
+        """
+        if vision_backbone is None or isinstance(vision_backbone, (dict, PreTrainedConfig)):
+            return super().from_clip(pretrained_model_name_or_path, vision_backbone=vision_backbone, **kwargs)
+        network = load_network(vision_backbone)
+        model = super().from_clip(pretrained_model_name_or_path, vision_backbone=network.config, **kwargs)
+        model.pyramid.network.load_state_dict(network.state_dict())
+        return model
+
     def load_clip(self, clip_model: CLIPModel) -> None:
-        """With a backbone of timm, CLIP's vision encoder is left out, and timm's own weights are fetched."""
-        if self.config.timm_backbone is None:
-            return super().load_clip(clip_model)
-        self.clip.load_state_dict(clip_model.state_dict(), strict=False)
-        self.pyramid.load_pretrained()
+        """With a vision encoder of its own, CLIP's is left out."""
+        self.clip.load_state_dict(clip_model.state_dict(), strict=self.config.vision_backbone is None)
 
     # -- classes
 
@@ -145,13 +172,15 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         self.config.prompt_class_ids = inputs["class_ids"][inputs["name_ids"]].tolist()
         if len(self.config.class_names) != old_count:
             before = set(self.modules())
+            self.build_offsets()
             self.build_heads(len(self.config.class_names))
             for module in reversed([module for module in self.modules() if module not in before]):  # children first
                 self._init_weights(module.to(self.device, self.dtype))
         self.bake_classes()
 
     def class_texts(self) -> torch.Tensor:
-        """Text embeddings `(prompts, classes + extra names, dim)`, L2-normalised; synonyms of a class are averaged.
+        """Text embeddings `(prompts, classes + extra names, dim)`, L2-normalised; synonyms of a class are averaged, and every
+        class is moved by its offset where there are such.
 
         They are computed with gradients in training, once per change of the weights otherwise, and never again after
         `drop_text_encoder`.
@@ -165,8 +194,13 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         input_ids = torch.tensor(self.config.prompt_input_ids, device=self.device)
         class_ids = torch.tensor(self.config.prompt_class_ids, device=self.device)
         if self.training and torch.is_grad_enabled():
-            return self.prompts.encode_names(self.clip, input_ids, class_ids)
-        return self.prompts.encode_names_once(self.text_cache, self.clip, input_ids, class_ids)
+            texts = self.prompts.encode_names(self.clip, input_ids, class_ids)
+        else:
+            texts = self.prompts.encode_names_once(self.text_cache, self.clip, input_ids, class_ids)
+        if self.class_offsets is None:
+            return texts
+        moved = texts + self.class_offsets
+        return nn.functional.normalize(moved, dim=-1) if self.normalise_texts else moved
 
     @torch.no_grad()
     def bake_classes(self) -> None:
@@ -183,7 +217,7 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         if self.config.has_text_encoder:
             self.eval().bake_classes()
         super().drop_text_encoder()
-        self.prompts = None
+        self.prompts = self.class_offsets = None
 
     def save_pretrained(self, *args, **kwargs):
         """As in transformers; the text embeddings are brought up to date first."""
@@ -200,38 +234,40 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
 
     # -- pixels
 
-    def encode_blocks(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """The blocks that the pyramid reads, each once, as maps; not with `timm_backbone`.
+    def encode_blocks(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor | list[torch.Tensor], tuple[torch.Tensor, ...]]:
+        """What the pyramid reads of the vision encoder, as maps.
 
         Returns:
-            `(batch, blocks, h, w, width)`, in ascending order; and all hidden states of CLIP.
+            `(batch, blocks, h, w, width)`, CLIP's blocks in ascending order, each once; with `vision_backbone` a list of maps
+            `(batch, channels, h, w)`, finest first. And all hidden states of CLIP, or these maps.
         """
+        if self.config.vision_backbone is not None:
+            maps = self.pyramid.encode(pixel_values)
+            return maps, tuple(maps)
         hidden_states = self.clip.hidden_states(pixel_values)
         grid = tuple(-(-side // self.clip.patch_size) for side in pixel_values.shape[-2:])
         blocks = [hidden_states[block + 1][:, 1:] for block in sorted(set(self.config.feature_layers))]
         return torch.stack(blocks, dim=1).unflatten(2, grid), hidden_states
 
     def decode_pixels(
-        self, pixel_values: torch.Tensor | None, block_maps: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor | None, block_maps: torch.Tensor | Sequence[torch.Tensor] | None = None
     ) -> tuple[Mask2FormerPixelDecoderOutput, tuple[torch.Tensor, ...] | None]:
-        """CLIP -> pyramid -> pixel decoder.
+        """Vision encoder -> pyramid -> pixel decoder.
 
         Args:
             pixel_values: `(batch, 3, height, width)`, or None with `block_maps`; see `check_inputs`.
-            block_maps: `(batch, blocks, h, w, width)` from `encode_blocks`.
+            block_maps: from `encode_blocks`.
 
         Returns:
             The decoder's output, with `mask_features (batch, hidden_dim, h, w)` and three `multi_scale_features`, coarse to
-            fine; and the hidden states of CLIP, None with `block_maps`.
+            fine; and the hidden states of `encode_blocks`, None with `block_maps`.
         """
-        if self.config.timm_backbone is not None and block_maps is not None:
-            raise ValueError("block_maps are a vision transformer's; a model with timm_backbone needs pixel_values.")
         hidden_states = None
-        if self.config.timm_backbone is not None:
-            levels = self.pyramid(pixel_values)
+        if block_maps is None:
+            block_maps, hidden_states = self.encode_blocks(pixel_values)
+        if self.config.vision_backbone is not None:
+            levels = self.pyramid(block_maps)
         else:
-            if block_maps is None:
-                block_maps, hidden_states = self.encode_blocks(pixel_values)
             blocks = sorted(set(self.config.feature_layers))
             levels = self.pyramid([block_maps[:, blocks.index(block)] for block in self.config.feature_layers])
         # Sampling positions need more than the 8 bits of bf16, so this part ignores autocast, as in the original.

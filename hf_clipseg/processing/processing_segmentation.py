@@ -6,6 +6,7 @@ from transformers import AutoTokenizer, BatchFeature, CLIPConfig, ProcessorMixin
 
 from ..clip.clip_checkpoint import check_architecture
 from ..clip.text_bank import ClassName, ClassPrompts, class_prompts, normalise_class_names, resolve_templates
+from ..clip.vision_network import image_settings
 from .image_processing_segmentation import SegmentationImageProcessor
 
 
@@ -23,13 +24,17 @@ class SegmentationProcessor(ProcessorMixin):
         self.templates = list(resolve_templates(templates))
 
     @classmethod
-    def from_clip(cls, pretrained_model_name_or_path, *, templates="photo", size: dict | None = None, **hub_kwargs):
+    def from_clip(
+        cls, pretrained_model_name_or_path, *, templates="photo", size: dict | None = None, vision_backbone=None, **hub_kwargs
+    ):
         """The processor for a CLIP checkpoint: its tokenizer, and its patch and image size.
 
         Args:
             pretrained_model_name_or_path: Hub id or folder of any CLIP-architecture checkpoint.
             templates: see the class.
             size: `{"shortest_edge": ..., "longest_edge": ...}`; by default 1.5 times CLIP's image size, aspect up to 1:4.
+            vision_backbone: encoder that reads the images in place of CLIP's, as the model's `from_clip` takes it: images are
+                normalised and resized as its own preprocessing says.
             hub_kwargs: `revision`, `token`, `cache_dir`, ...
 
         Raises:
@@ -38,9 +43,10 @@ class SegmentationProcessor(ProcessorMixin):
         check_architecture(pretrained_model_name_or_path, **hub_kwargs)
         vision = CLIPConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs).vision_config
         short = vision.image_size * 3 // 2
-        image_processor = SegmentationImageProcessor(
-            size=size or {"shortest_edge": short, "longest_edge": 4 * short}, size_divisor=vision.patch_size
-        )
+        settings = {"size": {"shortest_edge": short, "longest_edge": 4 * short}, "size_divisor": vision.patch_size}
+        if vision_backbone is not None:
+            settings |= image_settings(vision_backbone)
+        image_processor = SegmentationImageProcessor(**(settings if size is None else settings | {"size": size}))
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         return cls(image_processor, tokenizer, templates=templates)
 

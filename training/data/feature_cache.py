@@ -7,7 +7,8 @@ its content (the data, the crops, the preprocessing, the weights), written under
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -199,14 +200,43 @@ def cache_pixels(source, processor, settings: CropSettings, **options) -> CropCa
 
 
 class CachedFeatures(Dataset):
-    """Training samples of a `CropCache` of CLIP's features; indexed with a `SampleKey`."""
+    """Training samples of a `CropCache` of features; indexed with a `SampleKey`.
 
-    def __init__(self, cache: CropCache):
-        self.cache = cache
+    Args:
+        cache: of `(blocks, h, w, width)`, or of maps of several sizes, flattened and joined.
+        shapes: `(channels, h, w)` of these maps.
+    """
+
+    def __init__(self, cache: CropCache, shapes: Sequence[Sequence[int]] | None = None):
+        self.cache, self.shapes = cache, shapes
 
     def __len__(self) -> int:
         return len(self.cache)
 
-    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
-        block_maps, labels = self.cache[key.index]
-        return {"block_maps": block_maps, "labels": labels}
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        encoded, labels = self.cache[key.index]
+        if self.shapes is None:
+            return {"block_maps": encoded, "labels": labels}
+        flat = encoded.split([math.prod(shape) for shape in self.shapes])
+        return {"block_maps": [part.view(*shape) for part, shape in zip(flat, self.shapes, strict=True)], "labels": labels}
+
+
+def cached_maps(
+    source,
+    processor,
+    settings: CropSettings,
+    encode: Callable[[torch.Tensor], torch.Tensor | list[torch.Tensor]],
+    encoder_identity: Any,
+    cache_dir: str | Path | None = None,
+) -> CachedFeatures:
+    """What `encode_blocks` of a method with a frozen vision encoder gives, for every crop; arguments as of `CropCache`."""
+    with torch.no_grad():
+        example = encode(torch.zeros(1, 3, settings.image_size, settings.image_size))
+    if isinstance(example, torch.Tensor):
+        return CachedFeatures(CropCache(source, processor, settings, encode, encoder_identity, cache_dir))
+
+    def joined(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([feature_map.flatten(1) for feature_map in encode(pixels)], dim=1)
+
+    cache = CropCache(source, processor, settings, joined, encoder_identity, cache_dir)
+    return CachedFeatures(cache, [feature_map.shape[1:] for feature_map in example])

@@ -52,8 +52,8 @@ class RandomCropSettings:
     max_class_share: float = 1.0
     hue_jitter: float = 0.0
     balanced_share: float = 0.0
-    image_mean: tuple[float, ...] = OPENAI_CLIP_MEAN
-    image_std: tuple[float, ...] = OPENAI_CLIP_STD
+    image_mean: tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
+    image_std: tuple[float, ...] = tuple(OPENAI_CLIP_STD)
 
     def __post_init__(self):
         for name in ("height", "width", "short_side", "longest_side"):
@@ -94,8 +94,9 @@ class MaskedCrops(Dataset):
             pixels = turn_hue(pixels, random.uniform(-self.settings.hue_jitter, self.settings.hue_jitter))
         if self.settings.mirror and random.random() < 0.5:
             pixels, mask = pixels[:, ::-1], mask[:, ::-1]
+        pixels = normalise(pixels, self.settings.image_mean, self.settings.image_std)
         return {
-            "pixel_values": torch.from_numpy(normalise(pixels, self.settings.image_mean, self.settings.image_std)).permute(2, 0, 1).contiguous(),
+            "pixel_values": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
             "labels": torch.from_numpy(mask.astype(np.int64)),
         }
 

@@ -123,7 +123,7 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         name_ids: torch.Tensor | None = None,
         class_ids: torch.Tensor | None = None,
-        block_maps: torch.Tensor | None = None,
+        block_maps: torch.Tensor | Sequence[torch.Tensor] | None = None,
         output_queries: bool = False,
         output_hidden_states: bool | None = None,
     ) -> MtaClipOutput | tuple:
@@ -132,10 +132,11 @@ class MtaClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
             pixel_values: `(batch, 3, height, width)`, any size.
             labels: `(batch, H, W)` int64 masks, 255 ignored; adds `loss` and the named `losses`, summed over the layers.
             input_ids: refused, as are `name_ids` and `class_ids`: the vocabulary is closed.
-            block_maps: `(batch, blocks, h, w, width)` from `encode_blocks`, in place of `pixel_values`: where CLIP is frozen,
-                training can compute them once.
+            block_maps: from `encode_blocks`, in place of `pixel_values`: where the vision encoder is frozen, training can
+                compute them once.
             output_queries: also return the masks, classes and text similarities of all queries.
-            output_hidden_states: also return the input of CLIP's first block and the output of every block.
+            output_hidden_states: also return the input of CLIP's first block and the output of every block, or the maps of
+                `vision_backbone` that are read.
             return_dict: `False` returns a tuple.
 
         Returns:

@@ -7,6 +7,8 @@ pixel decoder's features are the result, so that backbone, pyramid, pixel decode
 differ in nothing but what is aligned, pixels or masks.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers.utils import can_return_tuple
@@ -47,7 +49,7 @@ class PixelTextClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         name_ids: torch.Tensor | None = None,
         class_ids: torch.Tensor | None = None,
-        block_maps: torch.Tensor | None = None,
+        block_maps: torch.Tensor | Sequence[torch.Tensor] | None = None,
         output_hidden_states: bool | None = None,
     ) -> SegmentationOutput | tuple:
         """
@@ -55,9 +57,10 @@ class PixelTextClipForSemanticSegmentation(SupervisedClipPreTrainedModel):
             pixel_values: `(batch, 3, height, width)`, any size.
             labels: `(batch, H, W)` int64 masks, 255 ignored; adds the cross-entropy as `loss`.
             input_ids: refused, as are `name_ids` and `class_ids`: the vocabulary is closed.
-            block_maps: `(batch, blocks, h, w, width)` from `encode_blocks`, in place of `pixel_values`: where CLIP is frozen,
-                training can compute them once.
-            output_hidden_states: also return the input of CLIP's first block and the output of every block.
+            block_maps: from `encode_blocks`, in place of `pixel_values`: where the vision encoder is frozen, training can
+                compute them once.
+            output_hidden_states: also return the input of CLIP's first block and the output of every block, or the maps of
+                `vision_backbone` that are read.
             return_dict: `False` returns a tuple.
 
         Returns:
