@@ -45,7 +45,7 @@ def build_app(folder: str | os.PathLike = SHIPPED, extra: Sequence[str] = (), li
                 compare_tab(page, desk)
             with gr.Tab("Teach it yourself"):
                 teach_tab(desk)
-            with gr.Tab("What captions leave out"):
+            with gr.Tab("What captions omit"):
                 curate_tab(desk)
         add_endpoints(desk)
     page.queue(max_size=desk.bench.limits.waiting, default_concurrency_limit=8)

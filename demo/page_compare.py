@@ -129,10 +129,10 @@ def connect_results(desk: Desk, parts: Parts) -> None:
             legend = gr.HTML(EMPTY_LEGEND, elem_id="legend", js_on_load=None)
         with gr.Tab("Slider") as slider_tab:
             with gr.Row():
-                left = gr.Dropdown([PHOTOGRAPH], value=PHOTOGRAPH, label="Left", elem_id="left")
-                right = gr.Dropdown([PHOTOGRAPH], value=PHOTOGRAPH, label="Right", elem_id="right")
+                left = gr.Dropdown([PHOTOGRAPH], value=PHOTOGRAPH, label="Left", elem_id="left", min_width=220)
+                right = gr.Dropdown([PHOTOGRAPH], value=PHOTOGRAPH, label="Right", elem_id="right", min_width=220)
             slider = gr.ImageSlider(label="Drag the line", type="filepath", format="webp", elem_id="slider", interactive=False)
-        with gr.Tab("What each method sees"):
+        with gr.Tab("What they see"):
             insight_tabs(desk, result)
         with gr.Tab("Take away"):
             gr.HTML(

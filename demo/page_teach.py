@@ -13,7 +13,7 @@ from .scenes import scene_picture
 from .teach import ROUNDS, TOY_CLASSES, TOY_OTHERS, Taught, check_lesson, lesson_from, teach, toy_lesson
 
 ROWS = 4
-TEST_SCENE = 7  # a lighthouse
+TEST_SCENE = 16  # a boat
 INTRO = (
     "<p>Drop three to five pictures per class and name them. VPL then replaces what CLIP thinks a word looks like by what your "
     "pictures look like, in three rounds, while you watch. Nothing is stored. "
@@ -35,11 +35,11 @@ def teach_tab(desk: Desk) -> None:
             test = PictureInput(scene_picture(TEST_SCENE), format="png", label="New picture to try it on", height=240)
             with gr.Row():
                 run = gr.Button("Teach", variant="primary", size="lg", elem_id="teach")
-                toys = gr.Button("Teach kite, mushroom and lighthouse", size="lg", elem_id="teach-toys")
+                toys = gr.Button("Teach kite, mushroom and boat", size="lg", elem_id="teach-toys")
             status = gr.HTML(elem_id="teach-status", elem_classes="quiet")
             shown = gr.Gallery(
-                label="By text and by vision prototypes", object_fit="contain", height="auto", columns=2, format="webp",
-                interactive=False, elem_id="taught",
+                label="By text and by vision prototypes", show_label=False, object_fit="contain", height="auto", columns=2,
+                format="webp", interactive=False, elem_id="taught",
             )  # fmt: skip
     events = {"api_visibility": "private", "show_progress": "hidden", **computing(desk)}
     run.click(on_gpu(teach_with(desk)), [model, test, others, *names, *files], [status, shown], **events)
@@ -53,7 +53,7 @@ def lesson_rows() -> tuple[list[gr.Textbox], list[PicturesInput]]:
             placeholder = TOY_CLASSES[row] if row < len(TOY_CLASSES) else "another class"
             names.append(gr.Textbox(label=f"Class {row + 1}", placeholder=placeholder, min_width=110, scale=1))
             box = PicturesInput(
-                label=f"Pictures of class {row + 1}", file_count="multiple", file_types=["image"], height=110, min_width=150
+                label=f"Pictures of class {row + 1}", file_count="multiple", file_types=["image"], height=150, min_width=150
             )
             files.append(box)
     return names, files

@@ -28,7 +28,7 @@ from .scenes import truth_of
 ROUNDS = 3
 SHARPNESS = 1.0
 OPACITY = 0.6
-TOY_CLASSES = ("kite", "mushroom", "lighthouse")
+TOY_CLASSES = ("kite", "mushroom", "boat")
 TOY_OTHERS = "sky, grass, sea, sand, road, snow"
 PICTURES_EACH = 4
 SIDE = 128

@@ -102,7 +102,7 @@ def data_url(picture: Image.Image, file_format: str, **options) -> str:
 
 def legend_html(comparison: Comparison) -> str:
     """Colour, name and area of every class that occurs, one column per method; the name is a button that isolates it."""
-    titles, maps = comparison.titles, comparison.label_maps
+    titles, maps = without_common_ending(comparison.titles), comparison.label_maps
     if comparison.truth is not None:
         titles, maps = ["Ground truth", *titles], [comparison.truth, *maps]
     if not maps:
@@ -119,6 +119,15 @@ def legend_html(comparison: Comparison) -> str:
         '<div class="scroll" role="region" aria-label="Classes and areas" tabindex="0"><table>'
         f'<thead><tr><th scope="col">Class</th>{head}</tr></thead><tbody>{body}</tbody></table></div>{unknown_html(comparison)}'
     )
+
+
+def without_common_ending(titles: Sequence[str]) -> list[str]:
+    """Columns are narrow: the last words that all methods share, as in "VPL on Toyscapes", say nothing there."""
+    words = [title.split() for title in titles]
+    shared = 0
+    while len(words) > 1 and len({row[-1 - shared] if len(row) > shared + 1 else id(row) for row in words}) == 1:
+        shared += 1
+    return [" ".join(row[: len(row) - shared]) for row in words]
 
 
 def legend_row(class_id: int, name: str, color: str, shares: Sequence[float]) -> str:

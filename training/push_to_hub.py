@@ -1,7 +1,7 @@
-"""Uploads model folders to the Hub, each with its code and in one commit.
+"""Uploads model folders to the Hub, each with its code and in one commit; and the app, as a Space.
 
-python -m training.push_to_hub --dry_run                                   # every folder of model_cards/: which files would go
-python -m training.push_to_hub --namespace my-name                         # and send them, to my-name/vpl-toyscapes and so on
+python -m training.push_to_hub --dry_run                 # every folder of model_cards/, and the Space: which files would go
+python -m training.push_to_hub --namespace my-name       # and send them, to my-name/vpl-toyscapes and so on
 python -m training.push_to_hub runs/mine/final --hub_model_id my-name/mine
 """
 
@@ -21,7 +21,8 @@ from hf_clipseg import METHODS, SegmentationProcessor
 from hf_clipseg.checkpoints import SHIPPED, check_weight_files
 from hf_clipseg.hub_export import add_code
 
-from .engine.hub import check_repository_name, describe_push, push_folder
+from .engine.hub import check_repository_name, describe_push, push_folder, push_space
+from .engine.space import LEFT_OUT, ROOT, SPACE_FILES, space_files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("folders", nargs="*", help="model folders (default: all that are shipped)")
     parser.add_argument("--hub_model_id", help="repository of a single folder; default: the folder's name")
     parser.add_argument("--namespace", help="user or organisation that owns the repositories (default: that of the token)")
+    parser.add_argument("--space", default="hf-clipseg", help="name of the Space that goes along where no folder is named")
     parser.add_argument("--dry_run", action="store_true", help="print every file that would go, and send nothing")
     return parser
 
@@ -73,12 +75,27 @@ def push(args: argparse.Namespace) -> None:
     for folder in folders:
         check_folder(folder)
     for folder in folders:
-        repository = args.hub_model_id or "/".join(filter(None, (args.namespace, folder.resolve().name)))
+        repository = args.hub_model_id or owned(args, folder.resolve().name)
         check_repository_name(repository)
         with as_repository(folder, args.namespace) as copy:
             print(describe_push(copy, repository))
             if not args.dry_run:
                 print(push_folder(copy, repository, f"{repository}: weights, processor, code and card"))
+
+    if not args.folders:
+        push_app(owned(args, args.space), args.dry_run)
+
+
+def push_app(repository: str, dry_run: bool) -> None:
+    """The Space: the files of this repository that it runs from."""
+    check_repository_name(repository)
+    print(describe_push(ROOT, f"spaces/{repository}", space_files()))
+    if not dry_run:
+        print(push_space(ROOT, repository, SPACE_FILES, LEFT_OUT))
+
+
+def owned(args: argparse.Namespace, name: str) -> str:
+    return f"{args.namespace}/{name}" if args.namespace else name
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

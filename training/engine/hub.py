@@ -1,5 +1,6 @@
 """The Hub: whether a push will be possible, the push itself in one commit, and what it would contain."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -37,12 +38,16 @@ def check_repository_name(repository: str) -> None:
         ) from error
 
 
-def make_repository(repository: str) -> str:
-    """The full name of the repository, `owner/name`, which exists afterwards. Raises ValueError where that is not possible."""
+def make_repository(repository: str, **kind) -> str:
+    """The full name of the repository, `owner/name`, which exists afterwards. Raises ValueError where that is not possible.
+
+    Args:
+        kind: `repo_type` and what `HfApi.create_repo` wants to know of it; none for a model.
+    """
     api = HfApi()
     try:
         api.whoami()
-        return api.create_repo(repository, exist_ok=True).repo_id
+        return api.create_repo(repository, exist_ok=True, **kind).repo_id
     except REFUSALS as error:
         raise ValueError(
             f"--push_to_hub cannot write to {repository} ({first_line(error)}). Log in by `hf auth login` with a token that "
@@ -66,10 +71,29 @@ def push_folder(folder: str | Path, repository: str, message: str) -> str:
         ) from error
 
 
-def describe_push(folder: str | Path, repository: str) -> str:
-    """What `push_folder` would send: a line per file, with its size in bytes."""
+def push_space(folder: Path, repository: str, allow: Sequence[str], ignore: Sequence[str]) -> str:
+    """Uploads the files of `folder` that fit the patterns to a Gradio Space in one commit; returns its address.
+
+    Raises:
+        ValueError: the Hub refused.
+    """
+    try:
+        repo_id = make_repository(repository, repo_type="space", space_sdk="gradio")
+        message = "app, package, training code and checkpoints"
+        options = {"allow_patterns": list(allow), "ignore_patterns": list(ignore), "commit_message": message}
+        return HfApi().upload_folder(folder_path=folder, repo_id=repo_id, repo_type="space", **options).commit_url
+    except (ValueError, *REFUSALS) as error:
+        raise ValueError(f"the Space {repository} was not pushed ({first_line(error)}). Try the same command again") from error
+
+
+def describe_push(folder: str | Path, repository: str, files: Sequence[Path] | None = None) -> str:
+    """What would be sent: a line per file, with its size in bytes.
+
+    Args:
+        files: those of the folder that would go (default: all).
+    """
     folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if files is None else files
     lines = [f"{path.stat().st_size:>12,}  {path.relative_to(folder).as_posix()}" for path in files]
     total = sum(path.stat().st_size for path in files)
     return "\n".join([f"{repository}: {len(files)} files, {total / 1e6:.1f} MB, in one commit", *lines])

@@ -1,5 +1,6 @@
 """A result on disk and on the Hub: whole, with code and card, in one commit; never a network in tests."""
 
+import ast
 import json
 import re
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from training.engine.hub import check_hub_access
 from training.engine.loop import TrainingSettings
 from training.engine.publish import publish
 from training.engine.result_card import ResultCard
+from training.engine.space import ROOT, space_files
 
 from ...tiny_segmenter import CLASS_NAMES, tiny_segmenter
 
@@ -55,15 +57,15 @@ class FakeHub:
     def whoami(self):
         return self._call("whoami", {"name": "me"})
 
-    def create_repo(self, repository, exist_ok):
+    def create_repo(self, repository, exist_ok, **kind):
         assert exist_ok
         full = repository if "/" in repository else f"me/{repository}"
-        return self._call("create_repo", SimpleNamespace(repo_id=full), repository=repository)
+        return self._call("create_repo", SimpleNamespace(repo_id=full), repository=repository, **kind)
 
-    def upload_folder(self, folder_path, repo_id, commit_message):
+    def upload_folder(self, folder_path, repo_id, commit_message, **options):
         files = sorted(path.name for path in folder_path.iterdir())
         result = SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
-        return self._call("upload_folder", result, repo_id=repo_id, files=files)
+        return self._call("upload_folder", result, repo_id=repo_id, files=files, **options)
 
 
 @pytest.fixture
@@ -228,23 +230,50 @@ def test_a_dry_run_lists_every_model_folder_with_its_code(shipped, fake, capsys)
     push_to_hub.main(["--dry_run"])
     printed = capsys.readouterr().out
     heads = [line.split(":")[0] for line in printed.splitlines() if not line.startswith(" ")]
-    assert heads == ["pond-clip", "ponds"] and api.calls == []
-    assert printed.count("modeling_mask_clip.py") == printed.count("model.safetensors") == printed.count("README.md") == 2
+    assert heads == ["pond-clip", "ponds", "spaces/hf-clipseg"] and api.calls == []
+    models = printed.split("spaces/hf-clipseg")[0]
+    assert models.count("modeling_mask_clip.py") == models.count("model.safetensors") == models.count("README.md") == 2
     assert sorted(shipped.rglob("*")) == before  # the folders themselves are left alone
 
 
 def test_folders_are_pushed_in_a_commit_each_and_cards_name_their_base_on_the_hub(shipped, fake, monkeypatch):
     api, bases = fake(), []
     upload = api.upload_folder
-    monkeypatch.setattr(
-        api, "upload_folder", lambda folder_path, **options: (
-            bases.append(metadata_load(folder_path / "README.md").get("base_model")), upload(folder_path, **options)
-        )[1],
-    )  # fmt: skip
+
+    def watched(folder_path, **options):
+        if "repo_type" not in options:
+            bases.append(metadata_load(folder_path / "README.md").get("base_model"))
+        return upload(folder_path, **options)
+
+    monkeypatch.setattr(api, "upload_folder", watched)
     push_to_hub.main(["--namespace", "me"])
     uploads = [arguments["repo_id"] for name, arguments in api.calls if name == "upload_folder"]
-    assert uploads == ["me/pond-clip", "me/ponds"]
+    assert uploads == ["me/pond-clip", "me/ponds", "me/hf-clipseg"]
+    (kind,) = [arguments for name, arguments in api.calls if name == "create_repo" and "repo_type" in arguments]
+    assert kind == {"repository": "me/hf-clipseg", "repo_type": "space", "space_sdk": "gradio"}
+    assert api.calls[-1][1]["repo_type"] == "space" and "app.py" in api.calls[-1][1]["allow_patterns"]
     assert bases == ["openai/clip-vit-base-patch16", "me/pond-clip"]
+
+
+def test_the_space_is_whole_and_holds_nothing_else():
+    """Its code imports nothing that is left behind."""
+    names = {path.relative_to(ROOT).as_posix() for path in space_files()}
+    assert {
+        "README.md",
+        "app.py",
+        "app.css",
+        "demo/app.js",
+        "requirements.txt",
+        "model_cards/vpl-toyscapes/config.json",
+    } <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith(("tests", "benchmarks", "."))]
+    packages = {name.split("/")[0].removesuffix(".py") for name in names}
+    for name in names:
+        if name.endswith(".py"):
+            for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+                module = node.module if isinstance(node, ast.ImportFrom) and not node.level else None
+                top = (module or "").split(".")[0]
+                assert not (ROOT / top).is_dir() or not top or top in packages, (name, top)
 
 
 @pytest.mark.parametrize(
