@@ -6,7 +6,8 @@ Command:   python -m training.train_vpl --output_dir runs/vpl-toyscapes
 
 1. `prototypes`: vision prototypes from tagged images -> `prototypes.safetensors`, and `localizer/`, a checkpoint with them.
 2. `pseudo_labels`: its localisation maps, refined -> `pseudo_labels/` (the work of `make_pseudo_labels`, resumable).
-3. `segmenter`: the decoder on the pseudo masks, with regional semantic contrast -> `final/`.
+3. `segmenter`: the decoder on the pseudo masks, with regional semantic contrast -> `final/`. With `--online_refinement`
+   the second half of its steps moves the labels along the decoder's own affinities, as WeCLIP does.
 
 `--stages` chooses some of them; a later stage reads what an earlier one wrote. With the defaults this trains the shipped
 `model_cards/vpl-toyscapes`; on other data they are the paper's. No mask of the training data is read; `--validation_split`
@@ -97,6 +98,11 @@ class VplArguments:
     crops_per_image: int = HfArg(default=1, help="features are cached for so many crops")
     label_size: int = HfArg(default=80, help="side of the label maps of a crop")
     contrast_warmup_steps: int = HfArg(default=100, help="the weight of the regional contrast rises linearly")
+    online_refinement: bool = HfArg(
+        default=False, help="stage 3 moves its pseudo labels along the affinities of its decoder, as WeCLIP does"
+    )
+    online_start_step: int | None = HfArg(default=None, help="of that refinement; default: half of the steps, as in WeCLIP")
+    online_confidence: float = HfArg(default=0.6, help="refined pixels whose best label has a smaller share are ignored")
     learning_rate: float = HfArg(default=1e-3, help="WeCLIP: 2e-3")
     weight_decay: float = HfArg(default=0.01, help="of matrices")
     warmup_steps: int = HfArg(default=50, help="the learning rate rises linearly")
@@ -167,15 +173,37 @@ class CachedCrops(Dataset):
 
 
 class Collate:
-    """List of samples -> batch; the weight of the contrast rises over `warmup_steps`."""
+    """List of samples -> batch; the weight of the contrast rises over `warmup_steps`.
 
-    def __init__(self, warmup_steps: int):
+    Args:
+        warmup_steps: of the contrast.
+        online_start_step: from this step on labels are refined with `online_confidence`; None: never.
+    """
+
+    def __init__(self, warmup_steps: int, online_start_step: int | None = None, online_confidence: float = 0.0):
         self.warmup_steps = warmup_steps
+        self.online_start_step, self.online_confidence = online_start_step, online_confidence
 
     def __call__(self, samples: list) -> dict[str, Any]:
         states, labels, steps = zip(*samples, strict=True)
         factor = min(1.0, steps[0] / max(1, self.warmup_steps))
-        return {"block_states": torch.stack(states), "labels": torch.stack(labels), "contrast_factor": factor}
+        batch: dict[str, Any] = {"block_states": torch.stack(states), "labels": torch.stack(labels), "contrast_factor": factor}
+        if self.online_start_step is not None and steps[0] >= self.online_start_step:
+            batch["online_confidence"] = self.online_confidence
+        return batch
+
+
+def online_start(args: argparse.Namespace) -> int | None:
+    """The first step whose labels are refined online; None where none is.
+
+    Raises:
+        ValueError: a confidence that is no share.
+    """
+    if not 0 <= args.online_confidence <= 1:
+        raise ValueError(f"--online_confidence is {args.online_confidence}; it is a share, from 0 to 1.")
+    if not args.online_refinement:
+        return None
+    return args.max_train_steps // 2 if args.online_start_step is None else args.online_start_step
 
 
 def cache_blocks(args: argparse.Namespace, model, processor, masks) -> CropCache:
@@ -201,7 +229,7 @@ def train_segmenter(
     optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay))
     warmup = min(args.warmup_steps, settings.max_train_steps)
     scheduler = make_schedule(optimizer, "poly", warmup, settings.max_train_steps)
-    collate = Collate(args.contrast_warmup_steps)
+    collate = Collate(args.contrast_warmup_steps, online_start(args), args.online_confidence)
     return train(accelerator, settings, model, optimizer, scheduler, CachedCrops(cache), collate, compute_losses, **options)
 
 
@@ -216,6 +244,7 @@ def run_segmenter(args: argparse.Namespace, accelerator, settings: TrainingSetti
     names = ("image_size", "label_size", "crops_per_image", "contrast_warmup_steps")
     identity = {
         "data": masks.description, "class_names": labels, **{name: getattr(args, name) for name in names},
+        **({"online": [online_start(args), args.online_confidence]} if args.online_refinement else {}),
     }  # fmt: skip
     model = train_segmenter(
         args, accelerator, settings, model, cache, on_step=validation, processor=processor, identity=identity
@@ -234,6 +263,7 @@ def run(args: argparse.Namespace) -> None:
     settings = TrainingSettings.from_arguments(args)
     localization_settings(args)  # refused before anything is read
     prototype_settings(args)
+    online_start(args)
     if "segmenter" in args.stages:
         check_hub_access(settings)
     warn_of_drawn_clip(args)

@@ -163,14 +163,22 @@ def run_to_last_block(
 def patch_attention(attention: CLIPAttention, normed: torch.Tensor) -> torch.Tensor:
     """Attention between patches, averaged over heads: `(batch, 1 + n, width)` -> `(batch, n, n)` in fp32.
 
-    Computed here because fused attention returns none. The class token takes part in the softmax, then is left out.
+    The class token takes part in the softmax, then is left out.
+    """
+    return mean_attention(attention, normed)[:, 1:, 1:]
+
+
+def mean_attention(attention: CLIPAttention, normed: torch.Tensor) -> torch.Tensor:
+    """Attention between tokens `(batch, n, width)`, averaged over heads, `(batch, n, n)` in fp32.
+
+    Computed here because fused attention returns none.
     """
     queries, keys = (
         projection(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj)
     )
     weights = (queries @ keys.transpose(-1, -2)).float().mul_(attention.scale).softmax(-1)
-    return weights.mean(1)[:, 1:, 1:]
+    return weights.mean(1)
 
 
 def last_block(block: CLIPEncoderLayer, tokens, normed, grid: tuple[int, int], settings: LocalizationSettings) -> torch.Tensor:

@@ -95,6 +95,19 @@ def test_the_contrast_is_warmed_up():
     assert Collate(2)(samples)["contrast_factor"] == Collate(0)(samples)["contrast_factor"] == 1.0
 
 
+def test_labels_are_refined_from_the_middle_on(options, tmp_path):
+    """The first half trains as without it, the second does not; a folder of stages 1 and 2 serves both."""
+    for name, more in (("plain", []), ("online", ["--online_refinement", "--online_confidence", "0.3"])):
+        train_vpl.main(["--output_dir", str(tmp_path / name), *options, "--logging_steps", "1", *more])
+    plain, online = (
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("plain", "online")
+    )
+    assert len(plain) == 6 and plain[:3] == online[:3] and plain[3] != online[3]
+    with pytest.raises(SystemExit, match="error: --online_confidence is 2.0; it is a share, from 0 to 1"):
+        train_vpl.main(["--output_dir", str(tmp_path / "bad"), *options, "--online_confidence", "2"])
+
+
 def msrc_as_folder_with_csv(real_data, folder, count):
     """The data set as a user would have it: photographs of mixed sizes and a table of tags."""
     names = json.loads((real_data / "msrc_v2" / "classes.json").read_text())["classes"]

@@ -8,8 +8,8 @@ papers say about it. Localisation follows CLIP-ES (arXiv 2212.09506), the segmen
     pseudo masks  -> this model's decoder, on a frozen CLIP, with regional semantic contrast against the prototypes
 
 Decided here, because unpublished: the form, temperature and weight of the contrast, and that its features are a linear
-projection of the decoder's. Not built: WeCLIP refines its pseudo labels online, with the decoder's own affinities; here the
-segmenter learns from the masks as they were written. Prediction needs no image labels.
+projection of the decoder's. WeCLIP's refinement of pseudo labels while the segmenter trains is an option (`online_confidence`,
+see `label_refinement`); without it the segmenter learns from the masks as they were written. Prediction needs no image labels.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,15 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from ...clip.text_bank import ClassName, normalise_class_names
-from ...localization.localization import PLAIN, Localization, LocalizationSettings, localize
+from ...localization.localization import PLAIN, Localization, LocalizationSettings, localize, mean_attention
 from ...localization.prototypes import VISION_SCALE, VisionPrototypes, text_prototypes
 from ...outputs import SegmentationOutput
 from ..dense_clip import DenseClipPreTrainedModel
 from ..losses import check_labels
 from .configuration_vpl import VplConfig
+from .label_refinement import refined_labels, relation_of_patches
 from .vpl_decoder import SegmentationDecoder
-from .vpl_losses import affinity_loss, balanced_cross_entropy, labels_on_grid, region_contrast
+from .vpl_losses import affinity_loss, balanced_cross_entropy, labels_on_grid, patch_affinity, region_contrast
 
 
 class VplForSemanticSegmentation(DenseClipPreTrainedModel):
@@ -78,6 +79,7 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
         labels: torch.Tensor | None = None,
         block_states: torch.Tensor | None = None,
         contrast_factor: float = 1.0,
+        online_confidence: float | None = None,
         output_hidden_states: bool | None = None,
     ) -> SegmentationOutput | tuple:
         """
@@ -88,6 +90,7 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
             block_states: `(batch, blocks, h, w, width)` from `encode_blocks`, in place of `pixel_values`: CLIP is frozen, so
                 its features can be computed once.
             contrast_factor: multiplies the weight of the contrast; training scripts raise it from 0 to 1.
+            online_confidence: refine `labels` with the decoder's affinity first, see `refine_labels`; None leaves them.
             output_hidden_states: also return the input of the first block and the output of every block.
             return_dict: `False` returns a tuple.
 
@@ -107,6 +110,8 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
 
         loss, losses = None, None
         if labels is not None:
+            if online_confidence is not None:
+                labels = self.refine_labels(labels, fused, block_states, online_confidence)
             losses = self.compute_losses(logits, fused, decoded, labels)
             weights = {
                 "cross_entropy": 1.0,
@@ -131,6 +136,31 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
                 self.config.contrast_temperature,
             ),
         }  # fmt: skip
+
+    @torch.no_grad()
+    def refine_labels(
+        self, labels: torch.Tensor, fused: torch.Tensor, block_states: torch.Tensor, confidence: float
+    ) -> torch.Tensor:
+        """Pseudo labels `(batch, H, W)` moved along the decoder's affinity and the attentions of CLIP that agree with it.
+
+        Args:
+            fused: `(batch, n, dim)`, the decoder's fused features.
+            block_states: as in `forward`.
+            confidence: pixels whose best label has a smaller share become 255.
+        """
+        first = max(1, len(self.clip.blocks) - self.config.affinity_layers)  # the input of the first block is not kept
+        tokens = block_states.flatten(2, 3).to(self.classifier.weight.dtype)
+        attentions = [
+            mean_attention(block.self_attn, block.layer_norm1(tokens[:, index - 1]))
+            for index, block in enumerate(self.clip.blocks)
+            if index >= first
+        ]
+        affinity = patch_affinity(fused)
+        stacked = torch.stack(attentions, dim=1) if attentions else affinity.new_zeros(len(affinity), 0, *affinity.shape[1:])
+        relation = relation_of_patches(affinity, stacked)
+        return refined_labels(
+            labels, self.config.num_labels, relation, block_states.shape[2:4], self.config.affinity_threshold, confidence
+        )
 
     @torch.no_grad()
     def frozen_states(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:

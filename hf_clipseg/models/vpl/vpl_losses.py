@@ -34,11 +34,17 @@ def labels_on_grid(labels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return labels[:, rows[:, None], columns]
 
 
+def patch_affinity(features: torch.Tensor) -> torch.Tensor:
+    """How alike patches are: `(batch, n, dim)` -> `(batch, n, n)` float32, the sigmoid of their scaled dot products."""
+    scaled = features.float() * features.shape[-1] ** -0.5
+    return (scaled @ features.float().transpose(1, 2)).sigmoid()
+
+
 def affinity_loss(features: torch.Tensor, grid_labels: torch.Tensor, radius: int) -> torch.Tensor:
     """Patches of one class should be alike, patches of two classes should not.
 
     Args:
-        features: `(batch, n, dim)`; the affinity of two patches is the sigmoid of their scaled dot product.
+        features: `(batch, n, dim)`, see `patch_affinity`.
         grid_labels: `(batch, h, w)`, 255 ignored.
         radius: only pairs at most so many rows and columns apart take part.
 
@@ -46,8 +52,7 @@ def affinity_loss(features: torch.Tensor, grid_labels: torch.Tensor, radius: int
         (mean of 1 - affinity over pairs of one class + mean of affinity over other pairs) / 2.
     """
     _batch, height, width = grid_labels.shape
-    scaled = features.float() * features.shape[-1] ** -0.5
-    affinity = (scaled @ features.float().transpose(1, 2)).sigmoid()
+    affinity = patch_affinity(features)
     flat = grid_labels.flatten(1)
     known = flat != IGNORE_INDEX
     rows = torch.arange(height, device=flat.device).repeat_interleave(width)
