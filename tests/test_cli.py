@@ -1,15 +1,20 @@
 """`hf-clipseg` as a person types it: right files, right ids, and one line for every mistake."""
 
+import io
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.bulk import picture_stream
+from hf_clipseg.bulk.picture_folders import find_pictures
 from hf_clipseg.checkpoints import SHIPPED
-from hf_clipseg.cli import find_pictures, main
+from hf_clipseg.cli import main
 from hf_clipseg.drawing.label_files import index_picture, label_record
 from hf_clipseg.processing.inference import segment
 
@@ -31,7 +36,7 @@ def photo(tmp_path):
 def test_segment_writes_what_the_library_computes(clip, photo, tmp_path):
     output = tmp_path / "out"
     assert main(["segment", str(photo), "--classes", "sky, boat|ship", "--model", clip, "--output", str(output)]) == 0
-    assert sorted(file.name for file in output.iterdir()) == ["photo.json", "photo.labels.png", "photo.overlay.png"]
+    assert sorted(file.name for file in output.glob("[!.]*")) == ["photo.json", "photo.labels.png", "photo.overlay.png"]
     model = MaskClipForSemanticSegmentation.from_clip(clip, attention_variant="naclip").eval()
     processor = SegmentationProcessor.from_clip(clip)
     with torch.no_grad():
@@ -67,7 +72,7 @@ def test_a_folder_keeps_its_shape_and_a_broken_picture_does_not_stop_it(clip, tm
     (folder / "b.png").write_bytes(b"no picture")
     output = tmp_path / "out"
     assert main(["segment", str(folder), "--classes", "sky, grass", "--model", clip, "--output", str(output)]) == 1
-    found = sorted(file.relative_to(output).as_posix() for file in output.rglob("*.json"))
+    found = sorted(file.relative_to(output).as_posix() for file in output.rglob("[!.]*.json"))
     assert found == ["a.json", "a.png.json", "sub/a.json"]
     error = capsys.readouterr().err
     assert f"left out: {folder / 'b.png'} is no image" in error and error.count("b.png") == 1
@@ -149,3 +154,89 @@ def test_the_record_counts_labelled_pixels_only():
         (0, "sky", pytest.approx(2 / 3, abs=1e-6)),
         (1, "boat", pytest.approx(1 / 3, abs=1e-6)),
     ]
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Four pictures of two sizes in a folder and its sub-folder."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 56, 3), dtype=np.uint8)
+    (tmp_path / "album" / "sub").mkdir(parents=True)
+    for number, name in enumerate(("a", "b", "sub/c", "sub/d")):
+        Image.fromarray(pixels[number, :, : 56 - 16 * (number % 2)]).save(tmp_path / "album" / f"{name}.png")
+    return tmp_path / "album"
+
+
+def label_maps_of(paths, clip):
+    model = MaskClipForSemanticSegmentation.from_clip(clip, attention_variant="naclip").eval()
+    return [segment(model, SegmentationProcessor.from_clip(clip), [path], ["sky", "boat"])[0] for path in paths]
+
+
+def rows_of(folder) -> dict:
+    return {row["key"]: row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tables_of_a_folder(clip, album, tmp_path, monkeypatch, processes):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    for rank in range(processes):
+        monkeypatch.setenv("RANK", str(rank))
+        words = ["--classes", "sky, boat", "--model", clip, "--output", str(tmp_path / "out"), "--format", "parquet"]
+        assert main(["segment", str(album), *words]) == 0
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == processes
+    rows, keys = rows_of(tmp_path / "out"), ["a", "b", "sub/c", "sub/d"]
+    assert sorted(rows) == keys
+    for key, expected in zip(keys, label_maps_of([album / f"{key}.png" for key in keys], clip), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(rows[key]["label_map"]["bytes"]))), expected)
+
+
+@pytest.mark.parametrize("format", ["pictures", "labels", "parquet"])
+def test_a_run_that_was_broken_off_repeats_nothing(clip, album, tmp_path, monkeypatch, capsys, format):
+    command = ["segment", str(album), "--model", clip, "--output", str(tmp_path / "out"), "--format", format, "--workers", "1"]
+    command += ["--classes", "sky, boat"]
+    opened = []
+    plain = picture_stream.load_image
+
+    def load_two(source):
+        if len(opened) == 2:
+            raise KeyboardInterrupt
+        opened.append(source)
+        return plain(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(picture_stream, "load_image", load_two)
+        assert main(command) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    segmented = []
+    monkeypatch.setattr(picture_stream, "load_image", lambda source: (segmented.append(source.stem), plain(source))[1])
+    assert main([*command, "--resume"]) == 0
+    assert 2 <= len(segmented) <= 3 and "a" not in segmented  # the second may have been under way
+    assert "were done before" in capsys.readouterr().out or len(segmented) == 3
+    if format == "parquet":
+        assert sorted(rows_of(tmp_path / "out")) == ["a", "b", "sub/c", "sub/d"]
+    else:
+        assert len(list((tmp_path / "out").rglob("*.labels.png"))) == 4
+        assert len(list((tmp_path / "out").rglob("*.overlay.png"))) == (4 if format == "pictures" else 0)
+    assert main([*command, "--resume", "--classes", "sky, sea"]) == 1
+    assert "was begun with another classes" in capsys.readouterr().err
+
+
+def test_a_column_of_a_data_set(clip, album, tmp_path, capsys):
+    pictures = [Image.open(album / f"{name}.png") for name in ("a", "b")]
+    Dataset.from_dict({"photo": pictures, "name": ["first", "../second"]}).save_to_disk(tmp_path / "data")
+    words = ["--dataset_name", str(tmp_path / "data"), "--image_column", "photo", "--classes", "sky, boat", "--model", clip]
+    assert main(["segment", *words, "--output", str(tmp_path / "numbers"), "--format", "labels"]) == 0
+    for number, expected in enumerate(label_maps_of([album / "a.png", album / "b.png"], clip)):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"numbers/{number}.labels.png")), expected)
+    named = ["--output", str(tmp_path / "names"), "--key_column", "name"]
+    assert main(["segment", *words, *named, "--format", "parquet"]) == 0
+    assert sorted(rows_of(tmp_path / "names")) == ["../second", "first"]
+    capsys.readouterr()
+    for options, said in [
+        ([*named, "--format", "labels"], "'../second' is no file name below"),
+        ([*named, "--image_column", "picture"], "has no column 'picture'; its columns are photo, name"),
+        ([*named, str(album)], "one of them, and not both"),
+    ]:
+        assert main(["segment", *words, *options]) == 1
+        error = capsys.readouterr().err
+        assert said in error and error.count("error: ") == 1
+    assert not (tmp_path / "second.labels.png").exists()
