@@ -267,11 +267,11 @@ def refined_labels(
     refine: Refinement,
     extent: tuple[float, float] = (1.0, 1.0),
 ) -> torch.Tensor:
-    """Refine the classes that win somewhere; refining the others would only cost time and memory."""
+    """Refine the classes that win somewhere at the size of the work; refining the others would only cost time and memory."""
     shrink = min(1.0, REFINEMENT_SIDE / max(size))
     work_size = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
     pixels = torch.from_numpy(np.array(load_image(image).resize(work_size[::-1]))).permute(2, 0, 1).to(logits.device)
-    present = upsample_argmax(logits, size, extent).unique()
+    present = upsample_argmax(logits, work_size, extent).unique()
     probabilities = upsample(logits[present], work_size, extent).softmax(dim=0)
     return present[upsample_argmax(refine(pixels[None], probabilities[None])[0], size)]
 

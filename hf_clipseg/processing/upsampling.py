@@ -24,6 +24,9 @@ ONE_BY_ONE_PIXELS = 2**16
 DROP_FROM_RATIO = 8
 """Pixels per grid cell from which on looking for classes that cannot win costs less than it saves."""
 
+MOST_WINNERS = 0.5
+"""Share of the classes that win a cell of the grid from which on too few can be dropped to pay for the search."""
+
 ROUNDING = 2.0**-20
 """Relative slack of that comparison: above the rounding error of an interpolation in fp32 (4 operations of 2^-24 each)."""
 
@@ -44,12 +47,17 @@ def upsample_argmax(logits: torch.Tensor, size: tuple[int, int], extent: tuple[f
     pixels = size[0] * size[1]
     if len(logits) * pixels < FEW_ELEMENTS or not logits.sum().isfinite():
         return _in_chunks(logits, size, extent, MAX_ELEMENTS)
-    if pixels < DROP_FROM_RATIO * logits[0].numel():
+    if pixels < DROP_FROM_RATIO * logits[0].numel() or winners_of_cells(logits) > MOST_WINNERS * len(logits):
         return _by_device(logits, size, extent)
     kept = may_win(logits).nonzero().flatten()
     if len(kept) == len(logits):
         return _by_device(logits, size, extent)
     return kept.index_select(0, _by_device(logits[kept], size, extent).flatten()).view(size)
+
+
+def winners_of_cells(logits: torch.Tensor) -> int:
+    """How many classes are the best of some cell: so many at least will be kept, and counting them is one pass."""
+    return int(torch.bincount(logits.argmax(dim=0).flatten(), minlength=len(logits)).count_nonzero())
 
 
 def may_win(logits: torch.Tensor) -> torch.Tensor:
@@ -125,6 +133,8 @@ def _in_chunks(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float,
     """As many classes at once as fit."""
     best_score, best_class = None, None
     chunk_size = max(1, max_elements // (size[0] * size[1]))
+    if len(logits) <= chunk_size:
+        return upsample(logits, size, extent).argmax(dim=0)
     for first in range(0, len(logits), chunk_size):
         score, label = upsample(logits[first : first + chunk_size], size, extent).max(dim=0)
         if best_score is None:

@@ -15,6 +15,7 @@ is a handful of tensor operations. Kernels are normalised symmetrically, as the 
 is fp32.
 """
 
+import functools
 import warnings
 
 import torch
@@ -55,7 +56,7 @@ def dense_crf(
 
 def _mean_field(image, probabilities, iterations: int, smooth, colour) -> torch.Tensor:
     num_classes, height, width = probabilities.shape
-    scores = probabilities.flatten(1).T.clamp(min=0)  # (pixels, classes)
+    scores = probabilities.flatten(1).T.contiguous().clamp(min=0)  # (pixels, classes), what is read together side by side
     scores = (scores / scores.sum(1, keepdim=True).clamp(min=MINIMUM_PROBABILITY)).clamp(min=MINIMUM_PROBABILITY).log()
     beliefs = scores.softmax(1)
     if iterations == 0 or num_classes == 1:
@@ -63,7 +64,7 @@ def _mean_field(image, probabilities, iterations: int, smooth, colour) -> torch.
     positions = pixel_positions(height, width, image.device)
     colours = image.flatten(1).T / colour[2]
     terms = (
-        SymmetricFilter(positions / smooth[1], smooth[0]),
+        smoothness_filter(height, width, smooth[1], smooth[0], image.device),
         SymmetricFilter(torch.cat([positions / colour[1], colours], dim=1), colour[0]),
     )
     for _ in range(iterations):
@@ -72,6 +73,12 @@ def _mean_field(image, probabilities, iterations: int, smooth, colour) -> torch.
             term.add_to(total, beliefs)
         beliefs = total.softmax(1)
     return beliefs.T.unflatten(1, (height, width))
+
+
+@functools.lru_cache(maxsize=2)
+def smoothness_filter(height: int, width: int, distance: float, weight: float, device: torch.device) -> "SymmetricFilter":
+    """The term without colours is the same for all images of a size."""
+    return SymmetricFilter(pixel_positions(height, width, device) / distance, weight)
 
 
 def pixel_positions(height: int, width: int, device=None) -> torch.Tensor:
@@ -120,9 +127,10 @@ class PermutohedralLattice:
             raise ValueError(f"Features reach {features.abs().amax():.3g} standard deviations; use larger standard deviations.")
         corners, weights = simplex_corners(features.float())  # (N, d + 1, d), (N, d + 1)
         strides, codes = pack(corners)
-        self.codes, corner_ids = codes.unique(return_inverse=True)
-        self.read = self._matrix(corner_ids, weights, len(features))
-        self.spread = self._transposed(corner_ids, weights, len(features))
+        in_order, order = codes.sort(stable=True)  # one sort for the ids, and for all points of a corner side by side
+        self.codes, ids, counts = in_order.unique_consecutive(return_inverse=True, return_counts=True)
+        self.read = self._matrix(torch.empty_like(ids).scatter_(0, order, ids), weights, len(features))
+        self.spread = self._transposed(order, counts, weights, len(features))
         self.neighbours = self._neighbours(strides)  # (d + 1, 2, corners)
 
     def _matrix(self, corner_ids: torch.Tensor, weights: torch.Tensor, points: int) -> torch.Tensor:
@@ -130,10 +138,9 @@ class PermutohedralLattice:
         row_starts = torch.arange(0, corner_ids.numel() + 1, self.dimensions + 1, device=weights.device)
         return sparse_rows(row_starts, corner_ids, weights.flatten(), (points, len(self.codes)))
 
-    def _transposed(self, corner_ids: torch.Tensor, weights: torch.Tensor, points: int) -> torch.Tensor:
+    def _transposed(self, order: torch.Tensor, counts: torch.Tensor, weights: torch.Tensor, points: int) -> torch.Tensor:
         """`(corners, N)`: how much every point gives to a corner."""
-        order = corner_ids.argsort(stable=True)
-        row_starts = torch.nn.functional.pad(torch.bincount(corner_ids, minlength=len(self.codes)).cumsum(0), (1, 0))
+        row_starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         columns = order.div(self.dimensions + 1, rounding_mode="floor")
         return sparse_rows(row_starts, columns, weights.flatten()[order], (len(self.codes), points))
 
