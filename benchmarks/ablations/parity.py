@@ -65,7 +65,10 @@ class Row:
 
 
 def save_models(folder: Path, data: Path, layers: int) -> None:
-    """A random ViT-B/16 with its real position table, and a random DINO ViT-B/8."""
+    """A random ViT-B/16 with its real position table, and a random DINO ViT-B/8.
+
+    DINO's weights are larger than usual, so that patches differ: where all are alike, ProxyCLIP's formula divides by zero.
+    """
     torch.manual_seed(0)
     vision = {
         "hidden_size": 768,
@@ -79,7 +82,7 @@ def save_models(folder: Path, data: Path, layers: int) -> None:
         clip.vision_model.embeddings.position_embedding.weight.copy_(torch.from_numpy(np.load(data / POSITIONS)).float())
     clip.save_pretrained(folder / "clip")
     openai_tokenizer(data / "clip_bpe/bpe_simple_vocab_16e6.txt.gz").save_pretrained(folder / "clip")
-    ViTModel(ViTConfig(patch_size=8, num_hidden_layers=layers)).eval().save_pretrained(folder / "dino")
+    ViTModel(ViTConfig(patch_size=8, num_hidden_layers=layers, initializer_range=0.2)).eval().save_pretrained(folder / "dino")
 
 
 def photographs(data: Path) -> list[Image.Image]:
@@ -105,7 +108,8 @@ class Comparison:
         self.model = MaskClipForSemanticSegmentation.from_clip(folder / "clip")
         self.processor = SegmentationProcessor.from_clip(folder / "clip")
         self.protocol.apply(self.model, self.processor)
-        self.names = vocabulary(self.protocol.vocabulary)
+        # From the last to the first: the many words for background win most pixels, and the threshold then moves half of them
+        self.names = vocabulary(self.protocol.vocabulary)[::-1]
         template = self.processor.templates[0]
         self.texts, self.class_ids = released.name_embeddings(self.clip, self.processor.tokenizer, self.names, template)
 
