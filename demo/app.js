@@ -84,6 +84,35 @@
     const name = JSON.parse(stage.closest(".tiles").dataset.names)[await classAt(event, stage)];
     stage.querySelector(".under").textContent = name ?? "";
   });
+  // The line of the slider, which only a pointer can drag, takes the arrow keys, Home and End.
+  const STEPS = {ArrowLeft: -.05, ArrowDown: -.05, ArrowRight: .05, ArrowUp: .05, Home: -1, End: 1};
+
+  function offerKeys(line) {
+    if (line.tabIndex === 0) return;
+    line.tabIndex = 0;
+    line.setAttribute("role", "slider");
+    line.setAttribute("aria-label", "Line between the two pictures");
+    for (const [name, value] of [["min", 0], ["max", 100], ["now", 50]]) line.setAttribute(`aria-value${name}`, value);
+  }
+
+  document.addEventListener("keydown", (event) => {
+    const line = event.target.closest?.("#slider .outer");
+    if (!line || !(event.key in STEPS)) return;
+    event.preventDefault();
+    const box = line.getBoundingClientRect(), stage = line.parentElement.getBoundingClientRect();
+    const from = box.left + box.width / 2, wanted = from + STEPS[event.key] * stage.width;
+    const to = Math.min(stage.right - 1, Math.max(stage.left + 1, wanted));
+    const drag = (type, target, x) => target.dispatchEvent(
+      new MouseEvent(type, {bubbles: true, cancelable: true, view: window, clientX: x, clientY: box.top + box.height / 2}));
+    drag("mousedown", line, from);
+    drag("mousemove", window, to);
+    drag("mouseup", window, to);
+    line.setAttribute("aria-valuenow", Math.round(100 * (to - stage.left) / stage.width));
+  });
+
+  new MutationObserver(() => document.querySelectorAll("#slider .outer").forEach(offerKeys)).observe(
+    document.body, {childList: true, subtree: true});
+
   new MutationObserver((changes) => {  // new tiles show what the others show; ids of another list of classes mean nothing here
     const added = (node) => node.querySelector?.(".tile[data-ids], tr[data-class]");
     if (kept === null || !changes.some((change) => [...change.addedNodes].some(added))) return;

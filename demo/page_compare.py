@@ -157,7 +157,7 @@ def insight_tabs(desk: Desk, result: gr.State) -> None:
     """One tab per method that a checkpoint is there for; its pictures are made when the tab is opened."""
     present = {checkpoint.model_type for checkpoint in desk.bench.checkpoints.values()}
     gr.HTML('<p class="quiet">Opening a tab looks at the picture of the last comparison through that method.</p>')
-    with gr.Tabs(selected="none"):
+    with gr.Tabs(selected="none", elem_id="insight-tabs"):
         for model_type, method in METHODS.items():
             if model_type not in present:
                 continue
@@ -202,7 +202,7 @@ def connect_inputs(page: gr.Blocks, desk: Desk, parts: Parts) -> None:
         chosen = button.click(example_with(desk, picture, class_text), parts.methods, [parts.image, parts.classes], **private)
         chosen.success(**run)
     parts.methods.input(desk.choose, [parts.methods, parts.classes], [parts.classes, parts.note], **private)
-    parts.preset.input(CLASS_LISTS.get, parts.preset, parts.classes, **private)
+    parts.preset.input(preset_text, parts.preset, parts.classes, **private)
     opened = page.load(
         on_gpu(desk.open),
         [parts.opacity, parts.image, parts.classes, parts.methods],
@@ -211,6 +211,11 @@ def connect_inputs(page: gr.Blocks, desk: Desk, parts: Parts) -> None:
         **computing(desk),
     )
     opened.then(desk.offer_hub, parts.methods, [parts.methods, parts.hub_note], **private)
+
+
+def preset_text(title: str | None):
+    """Classes of a list; the box sends nothing where the keyboard only passes through it, and then nothing changes."""
+    return CLASS_LISTS.get(title or "", gr.skip())
 
 
 def example_with(desk: Desk, picture: int | str, class_text: str):

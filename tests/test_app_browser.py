@@ -186,9 +186,33 @@ def test_slider_and_download(page):
     tab(page, "Slider")
     wait(page, lambda: len(sources(page, "#slider img")) >= 2)
     assert len(set(sources(page, "#slider img"))) == 2
+    line = wait(page, lambda: page.find_element(By.CSS_SELECTOR, "#slider .outer[role=slider]"))
+    start = wait(page, lambda: line.rect["x"])
+    line.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    wait(page, lambda: line.rect["x"] > start)
+    moved = (line.rect["x"] - start) / page.find_element(By.CSS_SELECTOR, "#slider .slider-wrap").rect["width"]
+    assert abs(moved - 0.1) < 0.01 and line.get_attribute("aria-valuenow") == "60"
     tab(page, "Take away")
     page.find_element(By.ID, "make-zip").click()
     wait(page, lambda: "hf-clipseg-results" in page.find_element(By.ID, "archive").text)
+
+
+def test_the_keyboard_passes_through_without_changing_anything(page):
+    """From the class box over the list of lists to the methods; Space ticks, Enter on Compare runs."""
+    type_classes(page, "sea, sky")
+    box = page.find_element(By.CSS_SELECTOR, "#preset input")
+    box.send_keys(Keys.TAB)
+    method = wait(page, lambda: page.switch_to.active_element)
+    assert method.get_attribute("type") == "checkbox"
+    ticked = method.is_selected()
+    method.send_keys(Keys.SPACE)
+    assert wait(page, lambda: page.switch_to.active_element.is_selected()) is not ticked
+    page.switch_to.active_element.send_keys(Keys.SPACE)
+    assert page.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    before = sources(page, ".tile .stage img")
+    page.find_element(By.ID, "run").send_keys(Keys.ENTER)
+    wait(page, lambda: sources(page, ".tile .stage img") not in ([], before) and status(page).startswith("Done"))
+    assert page.find_element(By.CSS_SELECTOR, "#classes textarea").get_attribute("value") == "sea, sky"
 
 
 def test_a_new_picture_clears_old_results(page):
@@ -214,6 +238,9 @@ def test_nothing_is_wider_than_a_phone(driver, url, theme):
         wait(driver, lambda: status(driver).startswith("Done"))
         driver.execute_script("document.getElementById('run').click()")
         wait(driver, lambda: len(driver.find_elements(By.CSS_SELECTOR, "#legend thead th")) >= 5)
-        assert wait(driver, lambda: 0 < driver.execute_script("return document.documentElement.scrollWidth") <= 390)
+        for name in (None, "Slider", "What they see", "Take away", "Teach it yourself", "What captions omit"):
+            if name:
+                tab(driver, name)  # which is there, and in no menu
+            assert wait(driver, lambda: 0 < driver.execute_script("return document.documentElement.scrollWidth") <= 390), name
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
