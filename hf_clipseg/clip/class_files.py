@@ -10,7 +10,7 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .text_bank import parse_class_names
@@ -49,7 +49,7 @@ def read_class_file(path: str | Path) -> list[list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         entries = {".json": json_entries, ".csv": table_entries}.get(path.suffix, line_entries)(text)
-    except ValueError as error:  # not UTF-8, not JSON, or not as expected
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end, or not as expected
         raise ValueError(f"{path}: {error}") from error
     if not entries:
         raise ValueError(f"{path} names no class; write one class per line, in the order of the labels")
@@ -59,8 +59,12 @@ def read_class_file(path: str | Path) -> list[list[str]]:
 
 def split_synonyms(text: str) -> list[str]:
     """`ship, boat` -> both names, without the white space around them; each once (ADE20K has `door;double;door`)."""
+    return each_once(re.split(r"[,|;]", text))
+
+
+def each_once(written: Iterable[str]) -> list[str]:
     names: dict[str, str] = {}
-    for name in re.split(r"[,|;]", text):
+    for name in written:
         if name.strip():
             names.setdefault(" ".join(name.lower().split()), " ".join(name.split()))
     return list(names.values())
@@ -97,8 +101,11 @@ def json_entries(text: str) -> list[Entry]:
         content = [name for _, name in by_id([(f"id {key}", key, name) for key, name in content.items()], first_ids=(0,))]
     if not isinstance(content, list) or not all(isinstance(names, (str, list)) for names in content):
         raise ValueError(f"expected a list of class names or an object of id -> name, got {type(content).__name__}")
+    for index, names in enumerate(content):
+        if not isinstance(names, str) and not all(isinstance(name, str) for name in names):
+            raise ValueError(f"entry {index}: expected a name or a list of names, got {names!r:.60}")
     return [
-        (f"entry {index}", split_synonyms(names) if isinstance(names, str) else list(names))
+        (f"entry {index}", split_synonyms(names) if isinstance(names, str) else each_once(names))
         for index, names in enumerate(content)
     ]
 

@@ -64,6 +64,9 @@ def normalise_class_names(class_names: Sequence[ClassName]) -> list[list[str]]:
     """
     if isinstance(class_names, str) or not len(class_names):
         raise ValueError(f"class_names must be a non-empty list such as ['sky', 'boat'], got {class_names!r}.")
+    for name in class_names:
+        if not isinstance(name, (str, list, tuple)) or not all(isinstance(synonym, str) for synonym in name):
+            raise ValueError(f"A class is a name or a list of names, such as 'sky' or ['boat', 'ship'], got {name!r:.60}.")
     classes = [[name] if isinstance(name, str) else list(name) for name in class_names]
     displayed: set[str] = set()
     for names in classes:
