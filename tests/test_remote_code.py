@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
-from transformers import ResNetBackbone, ResNetConfig
+from transformers import ConvNextConfig, ResNetBackbone, ResNetConfig
 
 from hf_clipseg import (
     METHODS,
     CocuForSemanticSegmentation,
+    MtaClipForSemanticSegmentation,
     MvpSegForSemanticSegmentation,
     MvpSegPlusForSemanticSegmentation,
     SegmentationProcessor,
@@ -37,7 +38,8 @@ FIELDS = {
 """What keeps a method tiny; the others are so by their CLIP."""
 
 WITH_RESNET = "mvp_seg_plus with a ResNet"
-EXPORTS = [*(config_class.model_type for config_class in METHODS), WITH_RESNET]
+WITH_CONVNEXT = "mta_clip with a ConvNeXt"
+EXPORTS = [*(config_class.model_type for config_class in METHODS), WITH_RESNET, WITH_CONVNEXT]
 
 LOAD_ALL = """
 import json, sys, torch
@@ -70,6 +72,10 @@ def build(name: str, clip, folder):
         ResNetBackbone(network).save_pretrained(folder)
         teacher = MvpSegForSemanticSegmentation.from_clip(clip, **FIELDS["mvp_seg"])
         model = MvpSegPlusForSemanticSegmentation.from_teacher(teacher, backbone=str(folder))
+    elif name == WITH_CONVNEXT:
+        network = ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
+        model = MtaClipForSemanticSegmentation.from_clip(clip, vision_backbone=network, **FIELDS["mta_clip"])
+        processor = SegmentationProcessor.from_clip(clip, templates="name", vision_backbone=network)
     elif methods[name] is CocuForSemanticSegmentation:
         model = CocuForSemanticSegmentation.from_groupvit(save_tiny_groupvit(folder))
     else:

@@ -12,11 +12,17 @@ Commands:
     python -m training.train_mta_clip --preset photos --dataset_name my-folder --validation_fraction 0.1 \
         --model_name_or_path openai/clip-vit-base-patch16 --output_dir runs/mine
 
-Without `--preset` the options are the paper's; `toyscapes` is the preset of the data set of that name.
+Without `--preset` the options are the paper's (`paper`), or on a machine without an accelerator those of `cpu`; `toyscapes` is
+the preset of the data set of that name. With `--vision_backbone` another encoder reads the images, which may have seen more
+photographs than your CLIP, and the texts stay CLIP's:
+
+    python -m training.train_mta_clip --dataset_name my-folder --validation_fraction 0.1 \
+        --vision_backbone microsoft/resnet-50 --output_dir runs/mine
 
 | preset | crop | steps x images | what it is for | mIoU of peers, single scale |
 |---|---|---|---|---|
 | photos | 384 x 384 | 2k x 8 | some hundred photographs of your own; what it sets: `settings/photo_presets.py` | |
+| cpu | 320 x 320 | 350 x 8 | the same in minutes on one core, `--vision_backbone` frozen: `docs/photographs.md` | |
 | toyscapes | 128 x 128 | 3k x 8 | CLIP frozen, its features computed once; measured in the card | |
 | ade20k | 512 x 512 | 160k x 16 | 150 classes, labels reduced by one | DenseCLIP ViT-B 50.6, Mask2Former R50 47.2 |
 | cityscapes | 512 x 1024 | 90k x 16 | 19 classes as train ids | Mask2Former R50 79.4 |
@@ -66,7 +72,7 @@ from .settings.arguments import (
     config_values,
     run_command,
 )
-from .settings.dataset_defaults import CLIP, warn_of_drawn_clip
+from .settings.dataset_defaults import CLIP, FROZEN_ON_CPU, warn_of_drawn_clip
 from .settings.dataset_defaults import MTA_CLIP_PRESETS as PRESETS
 from .settings.training_settings import TrainingSettings
 
@@ -101,8 +107,8 @@ class MethodArguments:
     model_name_or_path: str = HfArg(default=CLIP, help="any CLIP checkpoint")
     vision_backbone: str | None = HfArg(
         default=None,
-        help="an encoder that reads the images in place of CLIP's: Hub id or folder of any backbone of transformers, timm/NAME, or "
-        "a model with maps as hidden states, such as MobileNetV2",
+        help="an encoder that reads the images in place of CLIP's: Hub id or folder of any backbone of transformers, "
+        "timm/NAME, or a model with maps as hidden states, such as MobileNetV2",
     )
     num_prompts: int | None = HfArg(default=None, help="default: 3, and 1 for the baseline; 0: no text (ablation)")
     initial_checkpoint: str | None = HfArg(
@@ -125,6 +131,9 @@ class CropArguments:
     balanced_share: float = HfArg(
         default=0.0,
         help="place so many of the crops around a class drawn from those of the image, rare ones as often as others",
+    )
+    label_stride: int = HfArg(
+        default=1, help="pixels of a crop per label in training; 2 halves the cost of the loss, and scores stay at full size"
     )
     colour_jitter: float = HfArg(default=0.3, help="largest relative change of brightness, contrast and saturation")
     hue_jitter: float = HfArg(default=0.0, help="largest turn of the hue, in circles; mmsegmentation: 0.1")
@@ -167,6 +176,13 @@ def build_parser() -> CommandParser:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_for_dataset(arguments, "train_mta_clip")
+    if args.preset is None and args.recipe is None and not torch.accelerator.is_available():
+        parser.set_defaults(preset="cpu")
+        parser.apply_preset("train_mta_clip", arguments)
+        args = parser.parse_args(arguments)
+    if args.preset == "cpu" and args.vision_backbone is not None:
+        parser.set_defaults(**FROZEN_ON_CPU)
+        args = parser.parse_args(arguments)
     for name in ("crop_size", "scale"):
         if len(getattr(args, name)) != 2:
             parser.error(f"--{name} takes two numbers, got {getattr(args, name)}")
@@ -232,6 +248,7 @@ def make_dataset(args: argparse.Namespace, source, model, processor) -> torch.ut
             balanced_share=args.balanced_share,
             colour_jitter=args.colour_jitter,
             hue_jitter=args.hue_jitter,
+            label_stride=args.label_stride,
             image_mean=tuple(processor.image_processor.image_mean),
             image_std=tuple(processor.image_processor.image_std),
         )
@@ -243,7 +260,8 @@ def make_dataset(args: argparse.Namespace, source, model, processor) -> torch.ut
         )
     if unused := [name for name in ("balanced_share", "colour_jitter", "hue_jitter") if getattr(args, name)]:
         logger.info("the crops of --crops_per_image are fixed, so that these are not used: %s", ", ".join(unused))
-    crops = CropSettings(args.short_side, args.crops_per_image, max_scale=args.scale[1])
+    label_size = None if args.label_stride == 1 else args.short_side // args.label_stride
+    crops = CropSettings(args.short_side, args.crops_per_image, max_scale=args.scale[1], label_size=label_size)
     config = model.config
     read = sorted(set(config.feature_layers)) if config.vision_backbone is None else config.vision_backbone.to_dict()
     identity = {"weights": weights_fingerprint(vision_encoder(model)), "blocks": read}
@@ -276,6 +294,18 @@ def learning_rate_factors(args: argparse.Namespace, num_blocks: int) -> dict[str
     return factors
 
 
+def announce_preset(args: argparse.Namespace) -> None:
+    """Says that a machine without an accelerator gets smaller defaults than the paper's."""
+    if args.preset == "cpu":
+        logger.info(
+            "preset cpu: a small decoder (%d channels, %d and %d layers), crops of %s, %d steps of %d images, vision encoder "
+            "%s. --preset photos is for a GPU, --preset paper has the paper's sizes (22 M parameters).",
+            args.hidden_dim, args.pixel_decoder_layers, args.decoder_layers, " x ".join(map(str, args.crop_size)),
+            args.max_train_steps, args.train_batch_size,
+            f"trained at {args.backbone_factor} of the rate" if args.backbone_factor else "frozen",
+        )  # fmt: skip
+
+
 def warn_about_batch(args: argparse.Namespace, processes: int) -> None:
     images = processes * args.train_batch_size * args.gradient_accumulation_steps
     expected = PRESETS.get(args.preset, {}).get("train_batch_size", TrainingSettings.train_batch_size)
@@ -306,7 +336,10 @@ def use_eager_attention(model) -> None:
     """On a CPU, the backward pass of eager attention is quicker than that of fused attention."""
     for part in filter(None, (model.clip.vision_model, model.clip.text_model)):
         part.set_attn_implementation("eager")
-    model.config._attn_implementation = {"": "eager"}  # the setter for models trips over encoders that were taken out
+    model.config._attn_implementation = {
+        "": "eager",
+        "clip_config": "eager",
+    }  # the setter for models trips over encoders that were taken out
 
 
 def run(args: argparse.Namespace):
@@ -315,6 +348,7 @@ def run(args: argparse.Namespace):
     check_hub_access(settings)
     warn_of_drawn_clip(args)
     accelerator = make_accelerator(settings)
+    announce_preset(args)
     warn_about_batch(args, accelerator.num_processes)
     source = open_masks(args, limit=args.limit)
     class_names = choose_class_names(args, source)

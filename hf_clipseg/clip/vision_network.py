@@ -110,8 +110,8 @@ def plan_maps(config: PreTrainedConfig) -> MapPlan:
 
 def no_maps(config: PreTrainedConfig, cause: str = "") -> ValueError:
     return ValueError(
-        f"A {config.model_type!r} model gives no feature maps for an image of {PROBE_SIDE} x {PROBE_SIDE}{cause}, so it cannot be "
-        "a vision_backbone. Choose a backbone of transformers or timm that takes any size, or a model with maps as hidden "
+        f"A {config.model_type!r} model gives no feature maps for an image of {PROBE_SIDE} x {PROBE_SIDE}{cause}, so it cannot "
+        "be a vision_backbone. Choose a backbone of transformers or timm that takes any size, or a model with maps as hidden "
         "states, such as MobileNetV2."
     )
 
@@ -215,8 +215,8 @@ def stored_settings(name_or_path: str) -> dict[str, Any]:
         stored, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
     except OSError as error:
         raise ValueError(
-            f"{name_or_path} has no preprocessor_config.json, so nothing says how its images are normalised. Put the one of the "
-            "encoder's original checkpoint beside its weights."
+            f"{name_or_path} has no preprocessor_config.json, so nothing says how its images are normalised. Put the one of "
+            "the encoder's original checkpoint beside its weights."
         ) from error
     if stored.get("do_flip_channel_order"):
         raise ValueError(f"{name_or_path} reads images as blue, green, red, which is not supported. Choose another encoder.")

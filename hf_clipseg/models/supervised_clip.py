@@ -265,11 +265,12 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         hidden_states = None
         if block_maps is None:
             block_maps, hidden_states = self.encode_blocks(pixel_values)
-        if self.config.vision_backbone is not None:
-            levels = self.pyramid(block_maps)
-        else:
+        if isinstance(block_maps, torch.Tensor) != (self.config.vision_backbone is None):
+            raise ValueError(f"block_maps are a {type(block_maps).__name__}; pass what encode_blocks of this model gives.")
+        if isinstance(block_maps, torch.Tensor):
             blocks = sorted(set(self.config.feature_layers))
-            levels = self.pyramid([block_maps[:, blocks.index(block)] for block in self.config.feature_layers])
+            block_maps = [block_maps[:, blocks.index(block)] for block in self.config.feature_layers]
+        levels = self.pyramid(block_maps)
         # Sampling positions need more than the 8 bits of bf16, so this part ignores autocast, as in the original.
         with torch.autocast(levels[0].device.type, enabled=False):
             decoded = self.pixel_decoder([level.to(self.pixel_decoder.level_embed.dtype) for level in levels])

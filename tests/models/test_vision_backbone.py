@@ -176,6 +176,12 @@ def test_a_missing_level_is_the_one_before_pooled(clip):
     assert torch.equal(levels[3], levels[2].unflatten(2, (2, 2)).unflatten(4, (3, 2)).amax((3, 5)))
 
 
+def test_features_of_another_encoder_are_refused(clip):
+    model = build(clip, NETWORKS["mobilenet_v2"]())
+    with pytest.raises(ValueError, match="encode_blocks of this model"):
+        model(block_maps=torch.zeros(1, 2, 4, 4, 32))
+
+
 def test_half_a_checkpoint_is_refused(tmp_path):
     network = Dinov2Backbone(NETWORKS["dinov2"]())
     network.save_pretrained(tmp_path)

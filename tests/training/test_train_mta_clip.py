@@ -13,11 +13,16 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
+from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
 
 from hf_clipseg import MtaClipForSemanticSegmentation, SegmentationProcessor
+from hf_clipseg.clip.vision_network import load_network
 from hf_clipseg.processing.inference import segment
 from training import train_mta_clip
+from training.data.feature_cache import CropSettings, crop
 from training.data.openers import open_masks
+from training.engine.loop import SampleKey
 
 from ..tiny import save_tiny_clip
 
@@ -28,7 +33,7 @@ SMALL = [
     "--crop_size", "32", "32", "--short_side", "32", "--hidden_dim", "64", "--num_attention_heads", "4", "--num_points", "64",
     "--pixel_decoder_layers", "1", "--pixel_decoder_feedforward_dim", "32", "--num_prompt_tokens", "4",
     "--feedforward_dim", "32", "--decoder_layers", "2", "--num_queries", "6", "--learning_rate", "3e-3",
-    "--mixed_precision", "no", "--backbone_factor", "0.1", "--crops_per_image", "0",
+    "--mixed_precision", "no", "--backbone_factor", "0.1", "--crops_per_image", "0", "--preset", "paper",
 ]  # fmt: skip
 
 
@@ -136,6 +141,93 @@ def test_frozen_features_are_computed_once(clip_folder, data, tmp_path):
     assert torch.equal(again.class_predictor.weight, model.class_predictor.weight)
     with pytest.raises(ValueError, match="--backbone_factor 0"):
         train(clip_folder, data, tmp_path / "third", "--crops_per_image", "2")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A tiny MobileNetV2 that has learned other things, saved as a segmenter with its own preprocessing."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    config = MobileNetV2Config(depth_multiplier=0.25, output_stride=16)
+    MobileNetV2ForSemanticSegmentation(config).save_pretrained(folder)
+    MobileNetV2ImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(folder)
+    return folder
+
+
+def test_another_encoder_frozen_with_its_features_computed_once(clip_folder, data, encoder, tmp_path):
+    """Its weights stay, its preprocessing goes along, and what is saved says the same as what was trained on its features."""
+    more = ("--vision_backbone", str(encoder), "--backbone_factor", "0")
+    model = train(clip_folder, data, tmp_path / "cached", *more, "--crops_per_image", "2")
+    network = load_network(encoder)
+    for name, value in model.pyramid.network.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+    processor = SegmentationProcessor.from_pretrained(tmp_path / "cached" / "final")
+    assert tuple(processor.image_processor.image_std) == (0.25,) * 3 and processor.image_processor.size_divisor == 16
+    loaded = MtaClipForSemanticSegmentation.from_pretrained(tmp_path / "cached" / "final")
+    pixel_values = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
+
+    args = train_mta_clip.parse_arguments(options(clip_folder, data, tmp_path, *more, "--crops_per_image", "2"))
+    source, model = open_masks(args), model.eval()
+    cached = train_mta_clip.make_dataset(args, source, model, processor)
+    sample = cached[SampleKey(0, 0, 0)]
+    pixels, labels = crop(processor, source[0]["image"], source[0]["mask"], CropSettings(32, 2, max_scale=2.0), 0, 0)
+    with torch.no_grad():
+        maps, _ = model.encode_blocks(pixels[None])
+    for found, expected in zip(sample["block_maps"], maps, strict=True):
+        torch.testing.assert_close(found, expected[0], atol=2e-3, rtol=1e-3)  # kept in half precision
+    assert torch.equal(sample["labels"], labels)
+
+
+def test_another_encoder_learns_at_its_own_rate(clip_folder, data, encoder, tmp_path):
+    """Crops are normalised as it wants them; it learns at a tenth of the rate, but for what no map depends on."""
+    more = ("--vision_backbone", str(encoder), "--max_train_steps", "1", "--method", "pixel_text", "--weight_decay", "0")
+    args = train_mta_clip.parse_arguments(options(clip_folder, data, tmp_path / "x", *more))
+    processor, source = train_mta_clip.make_processor(args), open_masks(args)
+    model = train_mta_clip.build_model(args, processor, train_mta_clip.choose_class_names(args, source))
+    factors = train_mta_clip.learning_rate_factors(args, 3)
+    groups = train_mta_clip.parameter_groups(model, 1.0, 0.0, factors)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert rates[id(model.pyramid.network.layer[3].reduce_1x1.convolution.weight)] == 0.1
+    assert id(model.pyramid.network.conv_1x1.convolution.weight) not in rates
+    sample = train_mta_clip.make_dataset(args, source, model, processor)[SampleKey(0, 0, 0)]
+    assert sample["pixel_values"].min() >= -2 and sample["pixel_values"].max() <= 2  # (0 - 0.5) / 0.25 to (1 - 0.5) / 0.25
+    trained = train(clip_folder, data, tmp_path / "run", *more).pyramid.network.state_dict()
+    before = load_network(encoder).state_dict()
+    changed = {name for name, value in trained.items() if not torch.equal(value, before[name])}
+    assert "conv_stem.conv_3x3.convolution.weight" in changed
+    assert not [name for name in changed if "running" in name or name.startswith("conv_1x1")]
+
+
+def test_names_that_clip_does_not_know_are_said_and_learned(clip_folder, data, tmp_path, caplog):
+    """The tiny tokenizer knows none of two names: each class gets a text of its own."""
+    names = tmp_path / "names.txt"
+    names.write_text("sky\nferry\nmeadow\ntree")
+    model = train(clip_folder, data, tmp_path / "run", "--classes", str(names), "--method", "pixel_text", "--decay_contexts")
+    assert "does not know the words ferry, meadow" in caplog.text
+    assert model.config.learned_class_texts and model.class_offsets.abs().sum() > 0
+    assert (model.class_embeds[:, 1] - model.class_embeds[:, 2]).abs().max() > 1e-4
+    assert not train(clip_folder, data, tmp_path / "known", "--method", "pixel_text").config.learned_class_texts
+
+
+def test_a_machine_without_an_accelerator_gets_a_small_decoder(monkeypatch):
+    """Announced, and overruled by what is asked for; drawings and recipes keep what they say."""
+
+    def parsed(*more):
+        return train_mta_clip.parse_arguments(["--output_dir", "x", *more])
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    args = parsed("--dataset_name", "photographs", "--vision_backbone", "network")
+    assert (args.preset, args.hidden_dim, args.backbone_factor) == ("cpu", 64, 0.0)
+    assert parsed("--dataset_name", "photographs").backbone_factor == 0.1
+    args = parsed("--dataset_name", "photographs", "--vision_backbone", "n", "--hidden_dim", "128", "--backbone_factor", "1")
+    assert (args.hidden_dim, args.backbone_factor) == (128, 1.0)
+    assert parsed("--dataset_name", "photographs", "--preset", "paper").hidden_dim == 256
+    assert parsed().preset == "toyscapes"
+    assert parsed("--dataset_name", "ADE", "--recipe", "mta-clip-ade20k").hidden_dim == 256
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert parsed("--dataset_name", "photographs").hidden_dim == 256
 
 
 def test_starting_from_another_checkpoint(clip_folder, data, tmp_path):

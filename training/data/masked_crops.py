@@ -39,6 +39,7 @@ class RandomCropSettings:
             likely as any other, so that small and thin things are seen as often as sky and road.
         max_class_share: a crop of which one class covers more of the labelled pixels is drawn again, up to 10 times
             (mmsegmentation's `cat_max_ratio`); 1 takes every crop.
+        label_stride: pixels of the crop per label, sampled at the centres of the cells; height and width are multiples of it.
         image_mean, image_std: of the normalisation; by default CLIP's.
     """
 
@@ -52,6 +53,7 @@ class RandomCropSettings:
     max_class_share: float = 1.0
     hue_jitter: float = 0.0
     balanced_share: float = 0.0
+    label_stride: int = 1
     image_mean: tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
     image_std: tuple[float, ...] = tuple(OPENAI_CLIP_STD)
 
@@ -59,6 +61,10 @@ class RandomCropSettings:
         for name in ("height", "width", "short_side", "longest_side"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.label_stride < 1 or self.height % self.label_stride or self.width % self.label_stride:
+            raise ValueError(
+                f"label_stride must divide height and width, {self.height} and {self.width}; got {self.label_stride}."
+            )
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale must be two positive numbers in ascending order, got {self.scale}.")
         if not 0 <= self.colour_jitter < 1:
@@ -119,7 +125,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def random_crop(
     image: Image.Image, mask: np.ndarray, settings: RandomCropSettings, random: np.random.Generator
 ) -> tuple[Image.Image, np.ndarray]:
-    """Resize and crop both; what a crop has beyond the image is black and ignored."""
+    """Resize and crop both; what a crop has beyond the image is black and ignored. Labels are as coarse as settings say."""
     scale = random.uniform(*settings.scale)
     fit = min(settings.short_side / min(image.size), settings.longest_side / max(image.size))
     width, height = (max(1, round(side * fit * scale)) for side in image.size)
@@ -140,12 +146,14 @@ def random_crop(
         ):
             break
     resized = image.resize(size, Image.Resampling.BILINEAR, box=source_box)
-    labels = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, box=source_box)
+    stride = settings.label_stride
+    cells = -(-size[0] // stride), -(-size[1] // stride)
+    labels = Image.fromarray(mask).resize(cells, Image.Resampling.NEAREST, box=source_box)
 
     canvas = Image.new("RGB", (settings.width, settings.height))
     canvas.paste(resized)
-    padded = np.full((settings.height, settings.width), IGNORE_INDEX, dtype=np.uint8)
-    padded[: size[1], : size[0]] = np.asarray(labels)
+    padded = np.full((settings.height // stride, settings.width // stride), IGNORE_INDEX, dtype=np.uint8)
+    padded[: cells[1], : cells[0]] = np.asarray(labels)
     return canvas, padded
 
 
@@ -193,4 +201,4 @@ def turn_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """`(height, width, 3)` in [0, 1] -> what the vision encoder expects."""
-    return ((pixels - np.float32(mean)) / np.float32(std)).astype(np.float32)
+    return ((pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).astype(np.float32)

@@ -53,6 +53,16 @@ MTA_CLIP_PRESETS: dict[str, dict[str, Any]] = {
         "crop_size": [512, 1024], "short_side": 1024, "max_train_steps": 90_000,
     },
     "photos": PHOTOS["train_mta_clip"],
+    "cpu": {
+        "crop_size": [320, 320], "short_side": 384, "scale": [0.75, 1.5], "balanced_share": 0.5, "ema_decay": 0.99,
+        "label_stride": 2,
+        "hidden_dim": 64, "num_attention_heads": 4, "pixel_decoder_layers": 1, "pixel_decoder_feedforward_dim": 128,
+        "num_prompt_tokens": 4, "num_queries": 32, "decoder_layers": 3, "feedforward_dim": 128, "num_points": 1024,
+        "contrastive_temperature": 0.07, "learning_rate": 2e-3, "warmup_steps": 30, "max_grad_norm": 1.0,
+        "train_batch_size": 8, "max_train_steps": 350, "checkpointing_steps": 350, "validation_steps": 350,
+        "logging_steps": 10, "rehearsal_steps": 2,
+    },
+    "paper": {},
 }  # fmt: skip
 """What differs from the defaults of `training.train_mta_clip`, which are the paper's."""
 
@@ -60,6 +70,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     **{command: {"photos": options} for command, options in PHOTOS.items()}, "train_mta_clip": MTA_CLIP_PRESETS,
 }  # fmt: skip
 """Of every command, by name: defaults of its other options."""
+
+
+FROZEN_ON_CPU = {"backbone_factor": 0.0}
+"""What the cpu preset adds where `--vision_backbone` names an encoder: it has seen photographs, and to train it costs most."""
 
 
 def defaults_for(command: str, dataset_name: str) -> Mapping[str, Any]:

@@ -51,6 +51,20 @@ def test_same_key_same_crop():
     assert not torch.equal(first["pixel_values"], other_seed["pixel_values"])
 
 
+@pytest.mark.parametrize("stride", [2, 4])
+def test_coarse_labels_are_those_at_the_centres_of_their_cells(stride):
+    """Of a picture whose labels are its columns: cell c shows the column at (c + 0.5) * stride; the pixels stay as they are."""
+    mask = np.broadcast_to(np.arange(48), (40, 48)).astype(np.uint8)
+    image = Image.fromarray(np.repeat(mask[..., None], 3, axis=2))
+    settings = RandomCropSettings(40, 48, short_side=40, scale=(1.0, 1.0), label_stride=stride)
+    crop, labels = random_crop(image, mask, settings, np.random.default_rng(0))
+    assert np.array_equal(np.asarray(crop), np.asarray(image))
+    assert np.array_equal(labels, np.broadcast_to(np.arange(stride // 2, 48, stride), (40 // stride, 48 // stride)))
+    small = sample(height=64, width=64, short_side=40, scale=(1.0, 1.0), label_stride=stride)["labels"]
+    assert small.shape == (64 // stride, 64 // stride)
+    assert (small[-(-40 // stride) :] == 255).all() and (small[: 40 // stride] != 255)[:, : 60 // stride].all()
+
+
 def test_what_lies_beyond_the_image_is_ignored():
     crop = sample(scale=(0.5, 0.5), mirror=False)  # 20 x 30 pixels in a crop of 32 x 24
     assert (crop["labels"][20:] == 255).all() and (crop["labels"][:20] != 255).all()
@@ -125,6 +139,7 @@ def test_extreme_shapes():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"label_stride": 3}, "label_stride must divide"),
         ({"height": 0}, "height"),
         ({"scale": (2.0, 1.0)}, "ascending"),
         ({"colour_jitter": 1.0}, "colour_jitter"),
