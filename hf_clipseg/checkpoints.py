@@ -184,7 +184,7 @@ def load_checkpoint(source: str | os.PathLike, device: str | torch.device = "cpu
         raise
     except NotWholeError as error:
         raise CheckpointError(str(error)) from error
-    except BROKEN as error:
+    except Exception as error:  # damaged files make loaders raise anything: division by zero, errors of unpickling, ...
         raise CheckpointError(
             f"{source} cannot be loaded ({first_line(error)}). Download or save it again, weights and processor files both."
         ) from error
@@ -279,4 +279,6 @@ def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
 
 
 def first_line(error: Exception) -> str:
+    if type(error).__name__ == "UnpicklingError":  # whose text explains how to run what the file holds
+        return "its pickled weights hold more than tensors, and unpickling them could run anything: ask for safetensors"
     return str(error).strip().split("\n")[0][:200].rstrip(".")

@@ -1,13 +1,34 @@
 """One processor for all methods: images, class names and label maps in; label maps of the original size out."""
 
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 from transformers import AutoTokenizer, BatchFeature, CLIPConfig, ProcessorMixin
 
 from ..clip.clip_checkpoint import check_architecture
 from ..clip.text_bank import ClassName, ClassPrompts, class_prompts, normalise_class_names, resolve_templates
 from ..clip.vision_network import image_settings
 from .image_processing_segmentation import SegmentationImageProcessor
+
+TOKENS_KEPT = 4
+_kept_tokens: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def tokens_of(tokenizer, texts: tuple[str, ...]) -> np.ndarray:
+    """`(prompts, length)` int64, padded to the longest; those of the last few lists of texts are remembered per tokenizer.
+
+    A large vocabulary takes a second to tokenise, which a loop over pictures would pay for each of them.
+    """
+    kept, key = _kept_tokens.setdefault(tokenizer, {}), (texts, len(tokenizer))  # added tokens change the answer
+    tokens = kept.get(key)
+    if tokens is None:
+        tokens = np.array(tokenizer(list(texts), padding=True, return_attention_mask=False)["input_ids"], dtype=np.int64)
+        for oldest in list(kept)[: max(0, len(kept) - TOKENS_KEPT + 1)]:
+            kept.pop(oldest, None)  # another thread may have been first
+        kept[key] = tokens
+    return tokens
 
 
 class SegmentationProcessor(ProcessorMixin):
@@ -84,18 +105,18 @@ class SegmentationProcessor(ProcessorMixin):
             data.update(self.tokenize_classes(class_prompts(class_names, templates or self.templates)))
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def tokenize_classes(self, prompts: ClassPrompts) -> dict[str, list]:
+    def tokenize_classes(self, prompts: ClassPrompts) -> dict[str, Any]:
         """Tokens of all prompts, no longer than the longest one: the text encoder is causal, so padding only costs time."""
-        tokens = self.tokenizer(list(prompts.texts), padding=True, return_attention_mask=False)["input_ids"]
+        tokens = tokens_of(self.tokenizer, prompts.texts)
         limit = self.tokenizer.model_max_length
-        if len(tokens[0]) > limit:
+        if tokens.shape[1] > limit:
             plain = self.tokenizer(list(prompts.texts))["input_ids"]
             longest = max(range(len(plain)), key=lambda index: len(plain[index]))
             raise ValueError(
                 f"The prompt {prompts.texts[longest]!r} has {len(plain[longest])} tokens and the text encoder reads "
                 f"{limit}. Use a shorter class name or template."
             )
-        return {"input_ids": tokens, "name_ids": list(prompts.name_ids), "class_ids": list(prompts.class_ids)}
+        return {"input_ids": tokens.copy(), "name_ids": list(prompts.name_ids), "class_ids": list(prompts.class_ids)}
 
     def unknown_words(self, class_names: Sequence[ClassName]) -> list[str]:
         """Words that the tokenizer cannot represent, so that a class named by them means nothing to the model.

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers.image_utils import SizeDict
 
 from hf_clipseg import SegmentationProcessor
+from hf_clipseg.processing import processing_segmentation
 from hf_clipseg.processing.image_io import load_image
 from hf_clipseg.processing.image_processing_segmentation import SegmentationImageProcessor, output_size, reduce_labels
 
@@ -174,3 +175,23 @@ def test_broken_files_are_named(tmp_path):
 def test_gigantic_images_are_refused_before_decoding():
     with pytest.raises(ValueError, match="20000 x 20000"):
         load_image(Image.new("1", (20_000, 20_000)))
+
+
+def test_tokens_are_remembered_per_tokenizer_and_stay_right(monkeypatch):
+    first, second = (SegmentationProcessor(SegmentationImageProcessor(), tiny_tokenizer()) for _ in range(2))
+    calls = []
+    plain = type(first.tokenizer).__call__
+    monkeypatch.setattr(type(first.tokenizer), "__call__", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
+    tokens = first(class_names=["sky", "boat"])["input_ids"]
+    expected = tokens.clone()
+    tokens.zero_()  # what the caller does with them is not remembered
+    assert torch.equal(first(class_names=["sky", "boat"])["input_ids"], expected) and len(calls) == 1
+    assert not torch.equal(first(class_names=["sky", "car"])["input_ids"], expected)
+    second(class_names=["sky", "boat"])
+    assert len(calls) == 3
+    assert first.tokenizer.unk_token_id in first(class_names=["zeppelin"])["input_ids"]
+    first.tokenizer.add_tokens(["zeppelin"])
+    assert len(first.tokenizer) - 1 in first(class_names=["zeppelin"])["input_ids"]
+    for name in ("tree", "sea", "grass", "ship"):
+        first(class_names=[name])
+    assert len(processing_segmentation._kept_tokens[first.tokenizer]) == processing_segmentation.TOKENS_KEPT
