@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -88,7 +89,7 @@ class MaskValidation:
         return due, per_image * (len(self.source) / self.accelerator.num_processes + self.args.validation_pictures)
 
 
-def window_options(args: argparse.Namespace) -> dict[str, int]:
+def window_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `segment`: sliding windows where the options ask for them."""
     if args.validation_window is None:
         if args.validation_stride is not None:
