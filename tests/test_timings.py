@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
 
-from benchmarks.timings import run_all
+from benchmarks.timings import before, rows_methods, run_all
 from benchmarks.timings.pairs import Pair, as_table, measure
 from benchmarks.timings.run_all import main
+from hf_clipseg.evaluation.metrics import BoundaryF
+from hf_clipseg.processing.upsampling import upsample_argmax
+from hf_clipseg.refinement.pamr import pamr
 
 
 def test_ratios_are_those_of_neighbours_in_time():
@@ -31,18 +35,73 @@ def test_ratios_are_those_of_neighbours_in_time():
         measure(pair, 0)
 
 
-def test_the_command_writes_figures_and_page(tmp_path, capsys):
-    main(["--group", "scores", "--repeats", "1", "--json", str(tmp_path / "t.json"), "--page", str(tmp_path / "page.md")])
-    figures = json.loads((tmp_path / "t.json").read_text())
-    assert [row["name"].split(",")[0] for row in figures["timings"]] == ["boundary F"]
-    assert figures["timings"][0]["ratio"] > 0 and figures["machine"]["torch"]
-    page = (tmp_path / "page.md").read_text()
-    assert "python -m benchmarks.timings.run_all --group scores" in page and "| boundary F" in page
+def test_patience_ends_a_slow_row_early_and_memory_is_what_a_call_adds():
+    now, held = [0.0], []
+
+    def slow():
+        now[0] += 100
+
+    def hold():
+        held[:] = [torch.ones(2**23)]  # 32 MiB, written to
+
+    assert measure(Pair("row", slow, slow, ""), 9, clock=lambda: now[0], patience=1).repeats == 3
+    timing = measure(Pair("row", lambda: None, hold, "", images=8, memory=True), 1)
+    if timing.candidate_mib is not None:  # Linux with glibc
+        assert timing.baseline_mib < 8
+        assert 30 < timing.candidate_mib + 32 < 72  # the one that is replaced is freed before or after
+        assert as_table([timing]).splitlines()[0].endswith("| ours, images/s | memory: baseline, MiB | ours, MiB |")
+
+
+def test_every_group_is_written_beside_the_others(tmp_path, capsys):
+    rows = {"one": [Pair("first row", lambda: None, lambda: None, "a against b")], "two": []}
+    (tmp_path / "benchmarks.json").write_text(json.dumps({"scores": part("an older row")}))
+    run_all.GROUPS["texts"], before = lambda: iter(rows["one"]), run_all.GROUPS["texts"]
+    try:
+        main(["--group", "texts", "--repeats", "1", "--docs", str(tmp_path)])
+    finally:
+        run_all.GROUPS["texts"] = before
+    figures = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert list(figures) == ["scores", "texts"] and figures["texts"]["rows"][0]["name"] == "first row"
+    assert "python -m benchmarks.timings.run_all --group texts --repeats 1" in figures["texts"]["command"]
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert page.index("## Scores") < page.index("| an older row") < page.index("## Class texts") < page.index("| first row")
+    assert page == run_all.page(figures)
+
+
+def part(name):
+    row = {"name": name, "words": "", "repeats": 1}
+    row |= dict.fromkeys(("baseline", "candidate", "ratio", "lowest_ratio", "highest_ratio"), 1.0)
+    return {"command": "c", "machine": {"torch": "2"}, "date": "2026-01-01", "rows": [row]}
+
+
+def test_a_look_at_some_rows_writes_nothing(tmp_path, capsys):
     with pytest.raises(SystemExit, match="no row has 'nothing'"):
-        main(["--only", "nothing", "--group", "scores"])
+        main(["--only", "nothing", "--group", "throughput", "--docs", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_rows_of_the_methods_run_at_a_small_size():
-    rows = list(run_all.methods(num_classes=2, side=32))
-    assert len(rows) == 5
-    rows[0].baseline(), rows[0].candidate()
+def test_the_page_is_made_of_the_figures():
+    if not (run_all.DOCS / run_all.FIGURES).is_file():
+        pytest.skip("not measured yet")
+    assert (run_all.DOCS / run_all.PAGE).read_text() == run_all.page(run_all.read_figures(run_all.DOCS))
+
+
+def test_the_old_ways_give_what_the_new_ones_give():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 9, 12, generator=generator)
+    labels = upsample_argmax(logits, (70, 90))
+    assert labels.equal(before.labels_in_chunks(logits, (70, 90))) and labels.equal(before.segformer_labels(logits, (70, 90)))
+    images, masks = torch.rand(1, 3, 40, 50, generator=generator), torch.rand(1, 17, 40, 50, generator=generator)
+    torch.testing.assert_close(before.pamr_by_16(images, masks), pamr(images, masks))
+    truth = torch.arange(4).view(2, 2).repeat_interleave(30, 0).repeat_interleave(40, 1)
+    found, score = truth.roll((2, 5), dims=(0, 1)), BoundaryF(4)
+    score.update(found, truth)
+    by_class = before.boundary_f_by_class(found, truth)
+    assert score.per_class().tolist() == pytest.approx([by_class[index] for index in range(4)], abs=1e-12)
+
+
+def test_rows_of_the_models_run_at_a_small_size():
+    rows = [*rows_methods.training(batch=2, side=32)]
+    assert [row.name.split(",")[0] for row in rows] == ["vpl", "mvp-seg", "mvp-seg-plus", "mta-clip", "cocu"]
+    for row in rows:
+        row.baseline(), row.candidate()

@@ -3,11 +3,11 @@
     python -m training.evaluate model_cards/mask-clip-toyscapes --split test --limit 500 --output scores.json
     accelerate launch -m training.evaluate my-model --dataset_name my-folder --split validation --unseen "boat,kite" --oracle
 
-MODEL is a folder or Hub id: a method of this package, or a plain CLIP, which is run as MaskCLIP. Under `accelerate launch`
-the images are divided over the processes; counts are summed, so the figures do not depend on how many there are. (On CPUs
-`accelerate launch` starts one process whatever it is told; `torchrun --standalone --nproc_per_node 2 -m training.evaluate`
-starts two.) Scores are taken at the size of the masks. What each figure means stands in `hf_clipseg.evaluation.metrics` and
-`training.evaluation.oracle`.
+MODEL is a folder or Hub id: a method of this package, a plain CLIP, which is run as MaskCLIP, or a graph that `training.export
+--format onnx` has written. Under `accelerate launch` the images are divided over the processes; counts are summed, so the
+figures do not depend on how many there are. (On CPUs `accelerate launch` starts one process whatever it is told; `torchrun
+--standalone --nproc_per_node 2 -m training.evaluate` starts two.) Scores are taken at the size of the masks. What each figure
+means stands in `hf_clipseg.evaluation.metrics` and `training.evaluation.oracle`.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from hf_clipseg.refinement.refinements import REFINEMENTS
 from .data.openers import open_masks
 from .data.splits import SPLITS, unseen_class_ids
 from .engine.provenance import provenance, write_json
+from .evaluation.graph_model import is_graph, load_graph
 from .evaluation.oracle import PatchClassifier, collect_patches, fit_linear_probe, fit_prototypes
 from .evaluation.protocols import ProtocolArguments, compare, describe, follow_protocol, label_options, open_original
 from .evaluation.scoring import score
@@ -239,7 +240,8 @@ def evaluate(arguments: argparse.Namespace) -> dict:
         print(describe(arguments, protocol))
         return {}
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    checkpoint = load_checkpoint(arguments.model, accelerator.device)
+    is_exported = is_graph(arguments.model)
+    checkpoint = load_graph(arguments.model) if is_exported else load_checkpoint(arguments.model, accelerator.device)
     model, processor = checkpoint.model, checkpoint.processor
     override_settings(model, processor, arguments)
     if protocol is not None:

@@ -4,17 +4,21 @@ A single time says something about one machine on one day; a ratio of two things
 about the two. The table also names the machine, the versions and the command.
 """
 
+import ctypes
+import gc
 import platform
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 PACKAGES = ("torch", "transformers", "numpy")
+FEWEST_REPEATS = 3
 
 
 @dataclass
@@ -23,12 +27,16 @@ class Pair:
     name: what is measured, with its sizes.
     baseline, candidate: functions without arguments; each is called once before the clock runs.
     words: what the two are, "baseline against candidate".
+    images: how many images a call handles; in place of seconds, images per second are of interest.
+    memory: also measure what a call adds to this process's memory at its peak.
     """
 
     name: str
     baseline: Callable[[], object]
     candidate: Callable[[], object]
     words: str
+    images: int | None = None
+    memory: bool = False
 
 
 @dataclass
@@ -42,15 +50,25 @@ class Timing:
     ratio: float
     lowest_ratio: float
     highest_ratio: float
+    repeats: int
+    images: int | None = None
+    baseline_mib: float | None = None
+    candidate_mib: float | None = None
 
 
-def measure(pair: Pair, repeats: int, clock: Callable[[], float] = time.perf_counter) -> Timing:
-    """Runs both alternately; neighbours in time are compared with each other, so that a busy moment hits both."""
+def measure(pair: Pair, repeats: int, clock: Callable[[], float] = time.perf_counter, patience: float = float("inf")) -> Timing:
+    """Runs both alternately; neighbours in time are compared with each other, so that a busy moment hits both.
+
+    Args:
+        repeats: how often; at least `FEWEST_REPEATS`, or fewer where so few are asked for, even out of patience.
+        patience: seconds after which no further repeat is started.
+    """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; at least one is needed.")
+    started = clock()
     pair.baseline(), pair.candidate()
-    rows = []
-    for _ in range(repeats):
+    rows: list[tuple[float, float]] = []
+    while len(rows) < repeats and (len(rows) < FEWEST_REPEATS or clock() - started < patience):
         start = clock()
         pair.baseline()
         middle = clock()
@@ -58,7 +76,9 @@ def measure(pair: Pair, repeats: int, clock: Callable[[], float] = time.perf_cou
         rows.append((middle - start, clock() - middle))
     ratios = sorted(candidate / baseline for baseline, candidate in rows)
     baseline, candidate = (statistics.median(column) for column in zip(*rows, strict=True))
-    return Timing(pair.name, pair.words, baseline, candidate, statistics.median(ratios), ratios[0], ratios[-1])
+    added = [added_memory(way) for way in (pair.baseline, pair.candidate)] if pair.memory else [None, None]
+    spread = statistics.median(ratios), ratios[0], ratios[-1]
+    return Timing(pair.name, pair.words, baseline, candidate, *spread, len(rows), pair.images, *added)
 
 
 def machine() -> dict[str, str | int]:
@@ -79,20 +99,34 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def peak_memory() -> float:
-    """MiB that this process has held at most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def added_memory(function: Callable[[], object]) -> float | None:
+    """MiB that a call holds at its peak beyond what it held before; None without Linux and glibc."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise what was freed and kept would be used again unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    except (OSError, AttributeError):
+        return None
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def as_table(timings: Sequence[Timing]) -> str:
-    """A Markdown table, one row per pair."""
-    lines = [
-        "| what | baseline against ours | baseline, s | ours, s | ratio | lowest to highest |",
-        "|---|---|---|---|---|---|",
-    ]
+    """A Markdown table, one row per pair; images per second and memory where they were measured."""
+    with_images, with_memory = any(row.images for row in timings), any(row.baseline_mib is not None for row in timings)
+    heads = ["what", "baseline against ours", "baseline, s", "ours, s", "ratio", "lowest to highest"]
+    heads += ["ours, images/s"] * with_images + ["memory: baseline, MiB", "ours, MiB"] * with_memory
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in timings:
-        spread = f"{row.lowest_ratio:.3f} to {row.highest_ratio:.3f}"
-        lines.append(
-            f"| {row.name} | {row.words} | {row.baseline:.4f} | {row.candidate:.4f} | **{row.ratio:.3f}** | {spread} |"
-        )
+        cells = [row.name, row.words, f"{row.baseline:.4f}", f"{row.candidate:.4f}", f"**{row.ratio:.3f}**"]
+        cells.append(f"{row.lowest_ratio:.3f} to {row.highest_ratio:.3f}")
+        cells += [f"{row.images / row.candidate:.1f}" if row.images else ""] * with_images
+        if with_memory:
+            cells += ["" if mib is None else f"{mib:.0f}" for mib in (row.baseline_mib, row.candidate_mib)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,155 +1,144 @@
-"""Every timing of docs/benchmarks.md in one command, as JSON and as the page itself.
+"""Every timing of docs/benchmarks.md, in groups that can be run one at a time; the page is made of what they left.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.timings.run_all --json timings.json --page docs/benchmarks.md
+    OMP_NUM_THREADS=1 python -m benchmarks.timings.run_all                        # all groups: about 15 minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.timings.run_all --group precision      # one of them, and the page anew
 
-Models have random weights where only time matters; scores come from the shipped checkpoints where the content does. `--only`
-picks rows by a part of their name; `--repeats 3` is enough for a look.
+Models have random weights where only time matters; trained ones are used where the content does. `--only` picks rows by a part
+of their name for a look, and then nothing is written; `--repeats 3` is enough for one.
 """
 
 import argparse
 import json
+import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
-from transformers import AutoModelForSemanticSegmentation, CLIPConfig, CLIPModel, CLIPSegConfig, CLIPSegForImageSegmentation
 
-from hf_clipseg import MaskClipConfig, MaskClipForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.atomic import replace_file
-from hf_clipseg.evaluation.metrics import BoundaryF, ConfusionMatrix
-from hf_clipseg.processing.upsampling import upsample_argmax
-from hf_clipseg.refinement.crf import dense_crf
-from hf_clipseg.refinement.pamr import pamr
-from hf_clipseg.toyscapes import render
 
-from .pairs import Pair, as_table, machine, measure, peak_memory
+from . import rows_around, rows_methods
+from .exported import as_table as table_of_graphs
+from .pairs import Pair, Timing, as_table, machine, measure
 
-CARDS = Path(__file__).parents[2] / "model_cards"
-PAGE = """# Benchmarks
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, FIGURES = "benchmarks.md", "benchmarks.json"
+PATIENCE = 12.0
+"""Seconds of a row after which its repeats end early, but for the fewest that a spread needs."""
 
-Written by one command; do not edit by hand:
+GROUPS: dict[str, Callable[[], Iterator[Pair]]] = {
+    "backbones": rows_methods.backbones,
+    "others": rows_methods.others,
+    "precision": rows_methods.precision,
+    "growth": rows_methods.growth,
+    "training": rows_methods.training,
+    "post-processing": rows_around.post_processing,
+    "refinement": rows_around.refinement,
+    "scores": rows_around.scores,
+    "texts": rows_around.texts,
+    "throughput": rows_around.throughput,
+}
+TITLES = {
+    "backbones": "Methods beside their backbone (ViT-B/16)",
+    "others": "Methods beside what else one could take",
+    "precision": "Ways to run one model",
+    "growth": "How time grows",
+    "training": "Training steps of the shipped checkpoints",
+    "post-processing": "From logits to labels",
+    "refinement": "Refinement",
+    "scores": "Scores",
+    "texts": "Class texts",
+    "throughput": "Many pictures",
+    "exported": "Exported graphs (ONNX) beside their models",
+}
+NOTES = {
+    "others": "CLIPSeg sees an image once per class, so with one class and patches of 32, its default, it is quicker than "
+    "MaskCLIP with patches of 16; what it finds there has a quarter of the tokens.",
+    "precision": "bf16 has a row only where the processor computes in it: elsewhere it is emulated, and slow.",
+    "growth": "The baseline is the smaller of the two, so a ratio of 4 for 4 times the pixels would be linear growth.",
+    "training": "The ratio says how many forward passes a step costs. Memory is what it adds to weights and optimiser.",
+}
+HEAD = """# Benchmarks
 
-    {command}
-
-Machine: {machine}. Both columns of a row were run in turn, {repeats} times; the ratio is the median of the ratios of neighbours
-in time. Below 1, ours is quicker. Single times belong to this machine, ratios travel better. Peak memory of the whole run:
-{memory:.0f} MiB.
-
-{table}
+Written by `python -m benchmarks.timings.run_all`; do not edit by hand. Both columns of a row were run in turn, and the ratio is
+the median of the ratios of neighbours in time, with the lowest and the highest beside it: single times belong to a machine and
+a day, ratios travel better. Below 1, ours is quicker. `docs/benchmarks.json` has the same figures, `--group` measures a part
+anew, and `OMP_NUM_THREADS` is the number of threads.
 """
-
-
-def all_at_once(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """What transformers' SegFormer post-processing does."""
-    return nn.functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
-
-
-def post_processing() -> Iterator[Pair]:
-    generator = torch.Generator().manual_seed(0)
-    cases = {"random scores, 150 classes": torch.randn(150, 48, 64, generator=generator)}
-    for name in ("mask-clip-toyscapes", "vpl-toyscapes", "mta-clip-toyscapes"):
-        model = AutoModelForSemanticSegmentation.from_pretrained(CARDS / name).eval()
-        processor = SegmentationProcessor.from_pretrained(CARDS / name)
-        size = {"shortest_edge": 384, "longest_edge": 512}
-        inputs = processor(images=render(0, 3, 384, 512).image, return_tensors="pt", size=size)
-        cases[name] = model(pixel_values=inputs["pixel_values"]).logits[0]
-    for name, logits in cases.items():
-        yield Pair(
-            f"labels of 1024 x 768 pixels, {name}",
-            lambda logits=logits: all_at_once(logits, (768, 1024)),
-            lambda logits=logits: upsample_argmax(logits, (768, 1024)),
-            "all classes at full size against `upsample_argmax`",
-        )
-
-
-def methods(num_classes: int = 20, side: int = 352) -> Iterator[Pair]:
-    clip = CLIPModel(CLIPConfig(vision_config={"patch_size": 16})).eval()
-    names = [[f"class {index}"] for index in range(num_classes)]
-    ours = MaskClipForSemanticSegmentation(MaskClipConfig(clip_config=clip.config.to_dict(), class_names=names)).eval()
-    ours.clip.load_state_dict(clip.state_dict())
-    pixels = torch.randn(1, 3, side, side)
-    yield Pair(
-        f"MaskCLIP, ViT-B/16, {side} px, {num_classes} classes",
-        lambda: clip.get_image_features(pixels, interpolate_pos_encoding=True),
-        lambda: ours(pixel_values=pixels),
-        "CLIP's image encoder against the method",
-    )
-    for patch in (16, 32):
-        other = CLIPSegForImageSegmentation(CLIPSegConfig(vision_config={"patch_size": patch})).eval()
-        for count in (1, num_classes):
-            copies = pixels.expand(count, -1, -1, -1)
-            conditions = torch.randn(count, other.config.projection_dim)
-            yield Pair(
-                f"CLIPSeg, patch {patch}, {side} px, {count} classes",
-                lambda other=other, copies=copies, conditions=conditions: other(
-                    pixel_values=copies, conditional_embeddings=conditions, interpolate_pos_encoding=True
-                ),
-                lambda: ours(pixel_values=pixels),
-                "CLIPSeg of transformers against MaskCLIP (ViT-B/16)",
-            )
-
-
-def refinement() -> Iterator[Pair]:
-    scene = render(0, 3, 480, 640)
-    pixels = torch.tensor(np.asarray(scene.image)).permute(2, 0, 1)[None]
-    coarse = torch.randn(1, 8, 15, 20, generator=torch.Generator().manual_seed(0))
-    maps = nn.functional.interpolate(coarse, size=(480, 640), mode="bilinear").softmax(dim=1)
-    plain = lambda: upsample_argmax(coarse[0], (480, 640))  # noqa: E731
-    yield Pair("PAMR, 640 x 480, 8 classes", plain, lambda: pamr(pixels, maps), "labels without refinement against PAMR")
-    yield Pair("CRF, 640 x 480, 8 classes", plain, lambda: dense_crf(pixels, maps), "labels without refinement against the CRF")
-
-
-def scores() -> Iterator[Pair]:
-    truth = torch.tensor(np.asarray(render(0, 3, 480, 640).mask)).long()
-    found = truth.roll((3, 4), dims=(0, 1))
-    count = int(truth.max()) + 1
-    yield Pair(
-        f"boundary F, 640 x 480, {count} classes",
-        lambda: ConfusionMatrix(count).update(found, truth),
-        lambda: BoundaryF(count).update(found, truth),
-        "the confusion matrix against boundary F",
-    )
-
-
-GROUPS = {"post-processing": post_processing, "methods": methods, "refinement": refinement, "scores": scores}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group", choices=[*GROUPS], help="one group of rows only")
-    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument("--group", nargs="*", choices=[*GROUPS], default=[*GROUPS], help="these groups of rows only")
+    parser.add_argument("--only", default="", help="rows with this in their name, on the screen only")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--page", type=Path, help="write the page here")
+    parser.add_argument("--exported", type=Path, help="also take in what benchmarks.timings.exported wrote as --json")
+    parser.add_argument("--docs", type=Path, default=DOCS, help=f"where {PAGE} and {FIGURES} are")
     return parser.parse_args(arguments)
 
 
-@torch.inference_mode()
+def read_figures(folder: Path) -> dict:
+    file = folder / FIGURES
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def write(figures: dict, folder: Path) -> None:
+    """The figures, then the page that is made of them."""
+    for name, text in ((FIGURES, json.dumps(figures, indent=1) + "\n"), (PAGE, page(figures))):
+        with replace_file(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def page(figures: dict) -> str:
+    sections = [HEAD]
+    for name, title in TITLES.items():
+        if name not in figures:
+            continue
+        part = figures[name]
+        place = ", ".join(f"{key} {value}" for key, value in part["machine"].items())
+        table = table_of_graphs(part["rows"]) if name == "exported" else as_table([Timing(**row) for row in part["rows"]])
+        note = f"{NOTES[name]}\n\n" if name in NOTES else ""
+        sections.append(f"## {title}\n\n{note}    {part['command']}\n\n{place}; {part['date']}.\n\n{table}\n")
+    return "\n".join(sections)
+
+
+def command_of(module: str, *words: str) -> str:
+    threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
+    return f"{threads}python -m benchmarks.timings.{module} {shlex.join(words)}".strip()
+
+
+def measure_group(name: str, only: str, repeats: int) -> dict | None:
+    timings = []
+    for pair in GROUPS[name]():
+        if only in pair.name:
+            timings.append(measure(pair, repeats, patience=PATIENCE))
+            print(as_table(timings[-1:]).splitlines()[-1], flush=True)
+    if not timings:
+        return None
+    words = ["--group", name, "--repeats", str(repeats)]
+    about = {"command": command_of("run_all", *words), "machine": machine(), "date": time.strftime("%Y-%m-%d")}
+    return about | {"rows": [asdict(row) for row in timings]}
+
+
+@torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    timings = []
-    for name, group in GROUPS.items():
-        for pair in group() if args.group in (None, name) else ():
-            if args.only in pair.name:
-                timings.append(measure(pair, args.repeats))
-                print(as_table(timings[-1:]).splitlines()[-1], flush=True)
-    if not timings:
+    measured = False
+    for name in args.group:
+        torch.manual_seed(0)
+        part = measure_group(name, args.only, args.repeats)
+        measured = measured or part is not None
+        if part is not None and not args.only:
+            write(read_figures(args.docs) | {name: part}, args.docs)
+    if args.exported:
+        figures = json.loads(args.exported.read_text(encoding="utf-8"))
+        write(read_figures(args.docs) | {"exported": figures}, args.docs)
+    elif not measured:
         sys.exit(f"error: no row has {args.only!r} in its name")
-    command = shlex.join(["python", "-m", "benchmarks.timings.run_all", *(sys.argv[1:] if arguments is None else arguments)])
-    figures = {"command": command, "machine": machine(), "repeats": args.repeats, "peak_memory_mib": peak_memory()}
-    if args.json:
-        with replace_file(args.json) as partial:
-            partial.write_text(json.dumps({**figures, "timings": [asdict(row) for row in timings]}, indent=2) + "\n")
-    if args.page:
-        words = ", ".join(f"{key} {value}" for key, value in machine().items())
-        text = PAGE.format(command=command, machine=words, repeats=args.repeats, memory=peak_memory(), table=as_table(timings))
-        with replace_file(args.page) as partial:
-            partial.write_text(text)
 
 
 if __name__ == "__main__":
