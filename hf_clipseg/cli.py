@@ -2,12 +2,14 @@
 
     hf-clipseg segment photo.jpg --classes "sky, sea, boat|ship" --model openai/clip-vit-base-patch16 --output out
     hf-clipseg segment photos/ --model runs/mine/final --output out      # a folder; the classes are the model's own
+    hf-clipseg segment --dataset_name me/photos --model runs/mine/final --output out --format parquet
     hf-clipseg models                                                     # what is on this machine
 
 `segment` writes three files per picture: `NAME.overlay.png` to look at, `NAME.labels.png` whose pixel values are class ids, and
-`NAME.json` with names and areas; `--format labels` the middle one alone, `--format parquet` tables with the index PNGs in them.
-Pictures of a folder keep their place in it. One that cannot be read is named at the end, and the exit status is then 1.
-`--resume` goes on with a run that was broken off.
+`NAME.json` with names and areas. `--format labels` writes the middle one alone, and a `classes.txt`; `--format parquet` writes
+tables of key, index PNG, names and areas that `datasets` reads. Pictures of a folder keep their place in it. One that cannot be
+read is named at the end, and the exit status is then 1. `--resume` goes on with a run that was broken off, and repeats nothing.
+With several devices, one process for each: `accelerate launch -m hf_clipseg.cli segment ... --device cuda`.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from .bulk.label_rows import label_row
 from .bulk.picture_folders import find_pictures
 from .bulk.picture_stream import segment_many
 from .bulk.process_rank import ProcessRank
-from .bulk.result_files import result_target, write_label_map, write_results
+from .bulk.result_files import result_target, write_class_file, write_label_map, write_results
 from .bulk.run_record import keep_record
 from .checkpoints import SHIPPED, LoadedCheckpoint, find_checkpoints, load_checkpoint
 from .clip.class_files import class_names_of_argument
@@ -155,6 +155,8 @@ class FileResults:
         """They were written when they were finished."""
 
     def __enter__(self) -> "FileResults":
+        if self.arguments.format == "labels":
+            write_class_file(self.folder, self.class_names)
         return self
 
     def __exit__(self, *_) -> None:
@@ -206,22 +208,29 @@ def run_segment(arguments: argparse.Namespace) -> int:
     segment_many(checkpoint.model, checkpoint.processor, (), asked_for, **options)  # wrong options end here
     is_table = arguments.format == "parquet"
     with TableResults(arguments, class_names, rank) if is_table else FileResults(arguments, class_names, source) as results:
-        keep_record(arguments.output, settings, arguments.resume)
+        if len(source.keys) > 1:  # one picture has no second half to go on with
+            keep_record(arguments.output, settings, arguments.resume)
         mine = range(rank.index, len(source.keys), rank.count)
         places = [place for place in mine if not (arguments.resume and results.is_done(source.keys[place]))]
         print(announcement(arguments, checkpoint, len(places), len(mine), len(class_names)))
-        pictures = tqdm(source.read(places), total=len(places), disable=len(places) == 1, unit="picture")
-        unreadable = []
-        for key, result in segment_many(
-            checkpoint.model, checkpoint.processor, pictures, asked_for, finish=results.finish, **options
-        ):
-            if isinstance(result, ValueError):
-                unreadable.append(f"{result}" if key in source.origins else f"row {key}: {result}")
-            else:
-                results.add(result)
+        unreadable = segment_places(checkpoint, source, places, asked_for, results, options)
     for line in unreadable:
         print(f"left out: {line}", file=sys.stderr)
     return 1 if unreadable and rank.count == 1 else 0
+
+
+def segment_places(checkpoint: LoadedCheckpoint, source: Source, places: list[int], class_names, results, options) -> list[str]:
+    """Segments the pictures at these places of the source; what cannot be read, a sentence each."""
+    pictures = tqdm(source.read(places), total=len(places), disable=len(places) == 1, unit="picture")
+    unreadable = []
+    for key, result in segment_many(
+        checkpoint.model, checkpoint.processor, pictures, class_names, finish=results.finish, **options
+    ):
+        if isinstance(result, ValueError):
+            unreadable.append(str(result) if key in source.origins else f"row {key}: {result}")
+        else:
+            results.add(result)
+    return unreadable
 
 
 def announcement(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint, open_: int, all_: int, classes: int) -> str:

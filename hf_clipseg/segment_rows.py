@@ -45,10 +45,10 @@ class SegmentRows:
     ):
         self.loaded = load_checkpoint(checkpoint, device)
         self.class_names, self.image_column, self.options = class_names, image_column, options
-        own = getattr(self.loaded.model.config, "class_names", None)
-        if class_names is None and own is None:
+        known = getattr(self.loaded.model.config, "class_names", None) if class_names is None else class_names
+        if known is None:
             raise ValueError(f"{checkpoint} has no classes of its own; pass class_names=[...].")
-        self.names = [names[0] for names in (own if class_names is None else normalise_class_names(class_names))]
+        self.names = [names[0] for names in normalise_class_names(known)]
 
     def __call__(self, columns: Mapping[str, Sequence]) -> dict[str, Sequence]:
         """All columns but the pictures, and those of `label_row`; `error` says why a picture has no result, or is empty."""

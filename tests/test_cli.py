@@ -15,6 +15,7 @@ from hf_clipseg.bulk import picture_stream
 from hf_clipseg.bulk.picture_folders import find_pictures
 from hf_clipseg.checkpoints import SHIPPED
 from hf_clipseg.cli import main
+from hf_clipseg.clip.class_files import read_class_file
 from hf_clipseg.drawing.label_files import index_picture, label_record
 from hf_clipseg.processing.inference import segment
 
@@ -227,6 +228,7 @@ def test_a_column_of_a_data_set(clip, album, tmp_path, capsys):
     assert main(["segment", *words, "--output", str(tmp_path / "numbers"), "--format", "labels"]) == 0
     for number, expected in enumerate(label_maps_of([album / "a.png", album / "b.png"], clip)):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"numbers/{number}.labels.png")), expected)
+    assert read_class_file(tmp_path / "numbers/classes.txt") == [["sky"], ["boat"]]
     named = ["--output", str(tmp_path / "names"), "--key_column", "name"]
     assert main(["segment", *words, *named, "--format", "parquet"]) == 0
     assert sorted(rows_of(tmp_path / "names")) == ["../second", "first"]

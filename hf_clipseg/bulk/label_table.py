@@ -46,6 +46,9 @@ class LabelTable:
     def __init__(self, folder: str | Path, rank: int = 0, world: int = 1, resume: bool = False):
         self.folder, self.rank, self.world = Path(folder), rank, world
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._rows = self._bytes = 0
+        self._sink: Any = None
+        self._writer: Any = None
         mine = [path for path in [*self._files(), *self._journals()] if self._owner(path) == rank]
         if mine and not resume:
             raise ValueError(
@@ -119,7 +122,7 @@ class LabelTable:
 
 def read_journal(path: Path) -> Iterable[pa.RecordBatch]:
     """The rows that were written whole, one per batch; a kill may have cut the last one."""
-    batches = []
+    batches: list[pa.RecordBatch] = []
     try:
         with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as reader:
             batches.extend(iter(reader.read_next_batch, None))

@@ -20,6 +20,12 @@ def result_target(folder: Path, key: str) -> Path:
     return folder / key
 
 
+def write_class_file(folder: Path, class_names: list[list[str]]) -> None:
+    """`classes.txt`, a class per line in the order of the ids, synonyms parted by `|`: what the pixel values mean."""
+    with replace_file(folder / "classes.txt", per_process=True) as partial:
+        partial.write_text("".join(f"{'|'.join(names)}\n" for names in class_names), encoding="utf-8")
+
+
 def write_label_map(target: Path, label_map, class_names: list[list[str]]) -> None:
     """The index PNG alone, complete or absent."""
     with replace_file(target.with_name(f"{target.name}.labels.png")) as partial:

@@ -54,7 +54,7 @@ def segment(
         scales: image sizes whose logits are averaged, as factors of the model's input size.
         flip: also average over the mirror images.
         refinement: as in `SegmentationProcessor.post_process_semantic_segmentation`.
-        batch_size: images, or windows, per forward pass.
+        batch_size: images, or windows, per forward pass. On a CPU more than one costs memory and gains no time.
         templates: overrides the processor's own.
         autocast_dtype: run the model in `torch.bfloat16` or `torch.float16` where that is safe.
         output_stride: pixels per cell of the canvas on which windows are averaged: 4 is fast, 1 exact.

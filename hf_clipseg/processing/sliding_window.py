@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -131,4 +132,6 @@ def _resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(values.shape[-2:]) == tuple(size):
         return values
     shrinks = size[0] < values.shape[-2] or size[1] < values.shape[-1]
-    return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
+    precise = values.float() if shrinks and values.dtype in HALVES else values  # torch has no smoothing for them on a CPU
+    resized = F.interpolate(precise, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
+    return resized.to(values.dtype)

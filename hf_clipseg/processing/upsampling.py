@@ -31,11 +31,12 @@ ROUNDING = 2.0**-20
 """Relative slack of that comparison: above the rounding error of an interpolation in fp32 (4 operations of 2^-24 each)."""
 
 
+@torch.no_grad()
 def upsample_argmax(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float] = WHOLE) -> torch.Tensor:
     """Bilinear up-sampling followed by argmax over classes, without up-sampling the classes that cannot win.
 
     Args:
-        logits: `(classes, h, w)`.
+        logits: `(classes, h, w)`; they may carry gradients, which end here.
         size: `(height, width)` of the result.
         extent: see `upsample`.
 
