@@ -22,7 +22,7 @@ photographs than your CLIP, and the texts stay CLIP's:
 | preset | crop | steps x images | what it is for | mIoU of peers, single scale |
 |---|---|---|---|---|
 | photos | 384 x 384 | 2k x 8 | some hundred photographs of your own; what it sets: `settings/photo_presets.py` | |
-| cpu | 320 x 320 | 350 x 8 | the same in minutes on one core, `--vision_backbone` frozen: `docs/photographs.md` | |
+| cpu | 256 x 256 | 750 x 4 | the same in minutes on one core, `--vision_backbone` frozen: `docs/photographs.md` | |
 | toyscapes | 128 x 128 | 3k x 8 | CLIP frozen, its features computed once; measured in the card | |
 | ade20k | 512 x 512 | 160k x 16 | 150 classes, labels reduced by one | DenseCLIP ViT-B 50.6, Mask2Former R50 47.2 |
 | cityscapes | 512 x 1024 | 90k x 16 | 19 classes as train ids | Mask2Former R50 79.4 |
@@ -72,7 +72,7 @@ from .settings.arguments import (
     config_values,
     run_command,
 )
-from .settings.dataset_defaults import CLIP, FROZEN_ON_CPU, warn_of_drawn_clip
+from .settings.dataset_defaults import CLIP, CLIP_ON_CPU, DRAWN_CLIP_ON_CPU, FROZEN_ON_CPU, warn_of_drawn_clip
 from .settings.dataset_defaults import MTA_CLIP_PRESETS as PRESETS
 from .settings.training_settings import TrainingSettings
 
@@ -180,8 +180,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.set_defaults(preset="cpu")
         parser.apply_preset("train_mta_clip", arguments)
         args = parser.parse_args(arguments)
-    if args.preset == "cpu" and args.vision_backbone is not None:
-        parser.set_defaults(**FROZEN_ON_CPU)
+    if args.preset == "cpu":
+        of_clip = DRAWN_CLIP_ON_CPU if args.model_name_or_path == CLIP else CLIP_ON_CPU
+        parser.set_defaults(**(of_clip if args.vision_backbone is None else FROZEN_ON_CPU))
         args = parser.parse_args(arguments)
     for name in ("crop_size", "scale"):
         if len(getattr(args, name)) != 2:
@@ -231,7 +232,7 @@ def learn_unknown_names(args: argparse.Namespace, processor: SegmentationProcess
         return False
     logger.warning(
         "The CLIP in %s does not know the words %s: each class gets a text that is moved by what it learns from the masks.",
-        args.model_name_or_path, ", ".join(unknown),
+        args.model_name_or_path, ", ".join(unknown[:12]) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else ""),
     )  # fmt: skip
     return True
 
@@ -286,6 +287,8 @@ def learning_rate_factors(args: argparse.Namespace, num_blocks: int) -> dict[str
     if args.backbone_factor == 0 or args.lora_rank:
         return {}
     if args.vision_backbone:
+        if args.layer_decay != 1:
+            logger.info("--layer_decay is for the blocks of CLIP: %s learns at one rate", args.vision_backbone)
         return {"pyramid.network": args.backbone_factor}
     factors = {"clip": args.backbone_factor * args.layer_decay**num_blocks}  # embeddings lie below the first block
     for block in range(num_blocks):
@@ -298,10 +301,11 @@ def announce_preset(args: argparse.Namespace) -> None:
     """Says that a machine without an accelerator gets smaller defaults than the paper's."""
     if args.preset == "cpu":
         logger.info(
-            "preset cpu: a small decoder (%d channels, %d and %d layers), crops of %s, %d steps of %d images, vision encoder "
-            "%s. --preset photos is for a GPU, --preset paper has the paper's sizes (22 M parameters).",
-            args.hidden_dim, args.pixel_decoder_layers, args.decoder_layers, " x ".join(map(str, args.crop_size)),
-            args.max_train_steps, args.train_batch_size,
+            "preset cpu: %s with a small decoder (%d channels), crops of %s, %d steps of %d images, vision encoder %s. "
+            "--method and --max_train_steps choose otherwise; --preset photos is for a GPU, --preset paper has the paper's "
+            "sizes (22 M parameters).",
+            METHOD_NAMES[args.method], args.hidden_dim, " x ".join(map(str, args.crop_size)), args.max_train_steps,
+            args.train_batch_size,
             f"trained at {args.backbone_factor} of the rate" if args.backbone_factor else "frozen",
         )  # fmt: skip
 
@@ -333,9 +337,10 @@ class Losses:
 
 
 def use_eager_attention(model) -> None:
-    """On a CPU, the backward pass of eager attention is quicker than that of fused attention."""
+    """On a CPU, the backward pass of eager attention is quicker than that of fused attention; the forward pass is slower."""
     for part in filter(None, (model.clip.vision_model, model.clip.text_model)):
-        part.set_attn_implementation("eager")
+        if part is model.clip.text_model or any(parameter.requires_grad for parameter in part.parameters()):
+            part.set_attn_implementation("eager")
     model.config._attn_implementation = {
         "": "eager",
         "clip_config": "eager",

@@ -32,14 +32,14 @@ logger = logging.getLogger(__name__)
 
 ENCODER = "deeplabv3_mobilenet_v2"
 SMALL = [
-    "--crop_size", "256", "256", "--short_side", "256", "--scale", "1.0", "1.5", "--crops_per_image", "4",
+    "--crop_size", "224", "224", "--short_side", "224", "--scale", "1.0", "1.5", "--crops_per_image", "2",
     "--balanced_share", "0", "--colour_jitter", "0", "--rehearsal_steps", "0", "--mixed_precision", "no",
-    "--max_train_steps", "150", "--checkpointing_steps", "150", "--validation_steps", "150", "--validation_pictures", "0",
+    "--max_train_steps", "400", "--checkpointing_steps", "400", "--validation_steps", "400", "--validation_pictures", "0",
 ]  # fmt: skip
 VARIANTS: dict[str, list[str]] = {
     "pixel-text": ["--method", "pixel_text"],
-    "MTA-CLIP": [],
-    "Mask2Former (no texts)": ["--num_prompts", "0"],
+    "MTA-CLIP": ["--method", "mta_clip"],
+    "Mask2Former (no texts)": ["--method", "mta_clip", "--num_prompts", "0"],
     "SegFormer head": ["--method", "pixel_text"],
 }
 TRAIN_SHARE = {"msrc_v2": 200 / 296, "coco_panoptic100": 0.8}

@@ -94,7 +94,7 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
             self.build_heads(len(config.class_names))
 
     def build_offsets(self) -> None:
-        """What moves the text of each class and extra name, `(texts, dim)`; it starts at 0."""
+        """What moves the text of each class and extra name, `(texts, dim)`; see `part_unknown_names` for where it starts."""
         if self.config.learned_class_texts and self.config.has_text_encoder:
             self.class_offsets = nn.Parameter(torch.zeros(self.text_shape()[1:], device=self.device, dtype=self.dtype))
 
@@ -173,10 +173,19 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         if len(self.config.class_names) != old_count:
             before = set(self.modules())
             self.build_offsets()
+            self.part_unknown_names([*class_names, *self.EXTRA_NAMES], processor)
             self.build_heads(len(self.config.class_names))
             for module in reversed([module for module in self.modules() if module not in before]):  # children first
                 self._init_weights(module.to(self.device, self.dtype))
         self.bake_classes()
+
+    @torch.no_grad()
+    def part_unknown_names(self, names: Sequence[ClassName], processor) -> None:
+        """Random offsets of unit length, on average, for what the tokenizer does not know: from 0 they would part slowly."""
+        if self.class_offsets is not None:
+            for offset, name in zip(self.class_offsets, names, strict=True):
+                if processor.unknown_words([name]):
+                    offset.normal_(std=len(offset) ** -0.5)
 
     def class_texts(self) -> torch.Tensor:
         """Text embeddings `(prompts, classes + extra names, dim)`, L2-normalised; synonyms of a class are averaged, and every

@@ -24,7 +24,7 @@ from hf_clipseg import (
     PixelTextClipForSemanticSegmentation,
     SegmentationProcessor,
 )
-from hf_clipseg.clip.vision_network import choose_maps, load_network, plan_maps, read_all_stages
+from hf_clipseg.clip.vision_network import choose_maps, image_settings, load_network, plan_maps, read_all_stages
 
 from ..modeling_contract import ModelingContract
 from ..tiny import save_tiny_clip
@@ -211,19 +211,21 @@ def test_the_old_field_is_named():
 
 @torch.no_grad()
 def test_learned_class_texts_part_names_that_clip_does_not_know(clip, tmp_path):
-    """Unknown names share one text until their offsets part them; a dropped and a saved model say the same."""
+    """Unknown names share one text, from which random offsets part them; a dropped and a saved model say the same."""
     processor = SegmentationProcessor.from_clip(clip, templates="name")
     model = build(clip, ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]), learned_class_texts=True)
-    model.set_classes(["cow", "horse"], processor)
-    assert model.class_offsets.shape == (2, 24) and not model.class_offsets.any()
+    model.set_classes(["cow", "sky", "horse", "boat"], processor)
+    assert model.class_offsets.shape == (4, 24) and not model.class_offsets[[1, 3]].any()
+    offsets, moved = model.class_offsets.clone(), model.class_texts()
+    assert ((offsets[[0, 2]].norm(dim=1) - 1).abs() < 0.5).all() and torch.cosine_similarity(offsets[0], offsets[2], 0) < 0.7
+    model.class_offsets.zero_()
     same = model.class_texts()
-    torch.testing.assert_close(same[:, 0], same[:, 1])
-    model.class_offsets.add_(torch.randn(2, 24))
-    texts = model.class_texts()
-    torch.testing.assert_close(texts, torch.nn.functional.normalize(same + model.class_offsets, dim=-1))
+    torch.testing.assert_close(same[:, 0], same[:, 2])
+    model.class_offsets.copy_(offsets)
+    torch.testing.assert_close(moved, torch.nn.functional.normalize(same + offsets, dim=-1))
     pixel_values = torch.randn(1, 3, 32, 32)
     expected = model(pixel_values).logits
-    assert (expected[:, 0] - expected[:, 1]).abs().max() > 1e-3
+    assert (expected[:, 0] - expected[:, 2]).abs().max() > 1e-3
     model.save_pretrained(tmp_path)
     loaded = PixelTextClipForSemanticSegmentation.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(pixel_values).logits, expected)
@@ -232,6 +234,44 @@ def test_learned_class_texts_part_names_that_clip_does_not_know(clip, tmp_path):
     with pytest.raises(ValueError, match="num_prompts=0"):
         MtaClipConfig(learned_class_texts=True, num_prompts=0)
     assert not PixelTextClipConfig().learned_class_texts
+
+
+def stored(folder, **preprocessing):
+    NETWORKS["convnext"]().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "expected"),
+    [
+        (
+            {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2, "size": {"shortest_edge": 256}},
+            {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2, "size": 256},
+        ),
+        ({"size": {"height": 384, "width": 512}, "image_mean": [0.5] * 3}, {"image_mean": [0.5] * 3, "size": 384}),
+        ({"size": 192, "do_normalize": False}, {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "size": 192}),
+    ],
+)
+def test_images_are_prepared_as_the_encoder_wants_them(clip, tmp_path, preprocessing, expected):
+    side = expected.pop("size")
+    size = {"shortest_edge": side, "longest_edge": 4 * side}
+    assert image_settings(stored(tmp_path, **preprocessing)) == {"size_divisor": 32, "size": size, **expected}
+    processor = SegmentationProcessor.from_clip(clip, vision_backbone=tmp_path).image_processor
+    assert tuple(processor.image_mean) == tuple(expected.get("image_mean", processor.image_mean))
+    assert processor.size["shortest_edge"] == side and processor.size_divisor == 32
+    small = {"shortest_edge": 64, "longest_edge": 99}
+    assert (
+        SegmentationProcessor.from_clip(clip, vision_backbone=tmp_path, size=small).image_processor.size["longest_edge"] == 99
+    )
+
+
+def test_preprocessing_that_cannot_be_had_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="blue, green, red"):
+        image_settings(stored(tmp_path, do_flip_channel_order=True))
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"no preprocessor_config\.json"):
+        image_settings(tmp_path)
 
 
 # -- real weights

@@ -33,7 +33,7 @@ SMALL = [
     "--crop_size", "32", "32", "--short_side", "32", "--hidden_dim", "64", "--num_attention_heads", "4", "--num_points", "64",
     "--pixel_decoder_layers", "1", "--pixel_decoder_feedforward_dim", "32", "--num_prompt_tokens", "4",
     "--feedforward_dim", "32", "--decoder_layers", "2", "--num_queries", "6", "--learning_rate", "3e-3",
-    "--mixed_precision", "no", "--backbone_factor", "0.1", "--crops_per_image", "0", "--preset", "paper",
+    "--mixed_precision", "no", "--backbone_factor", "0.1", "--crops_per_image", "0",
 ]  # fmt: skip
 
 
@@ -73,6 +73,7 @@ def data(tmp_path_factory):
 def options(clip_folder, data, output_dir, *more):
     return [
         "--model_name_or_path", str(clip_folder), "--dataset_name", str(data), "--output_dir", str(output_dir), *SMALL,
+        "--preset", "paper",
         "--max_train_steps", "4", "--train_batch_size", "4", "--checkpointing_steps", "2", "--logging_steps", "1",
         "--warmup_steps", "1", *more,
     ]  # fmt: skip
@@ -219,8 +220,18 @@ def test_a_machine_without_an_accelerator_gets_a_small_decoder(monkeypatch):
 
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     args = parsed("--dataset_name", "photographs", "--vision_backbone", "network")
-    assert (args.preset, args.hidden_dim, args.backbone_factor) == ("cpu", 64, 0.0)
-    assert parsed("--dataset_name", "photographs").backbone_factor == 0.1
+    assert (args.preset, args.method, args.num_prompts, args.hidden_dim, args.backbone_factor) == (
+        "cpu",
+        "pixel_text",
+        1,
+        64,
+        0,
+    )
+    asked = parsed("--dataset_name", "photographs", "--vision_backbone", "network", "--method", "mta_clip")
+    assert (asked.method, asked.num_prompts) == ("mta_clip", 3)
+    for more, scale in (([], 2), (["--model_name_or_path", "openai/clip-vit-base-patch16"], 4)):
+        args = parsed("--dataset_name", "photographs", *more)
+        assert (args.backbone_factor, args.crops_per_image, args.finest_scale) == (0.0, 4, scale)
     args = parsed("--dataset_name", "photographs", "--vision_backbone", "n", "--hidden_dim", "128", "--backbone_factor", "1")
     assert (args.hidden_dim, args.backbone_factor) == (128, 1.0)
     assert parsed("--dataset_name", "photographs", "--preset", "paper").hidden_dim == 256

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 
 import pytest
+import torch
 
 from hf_clipseg import MtaClipConfig, MvpSegConfig, VplConfig
 from hf_clipseg.localization.prototype_rules import PrototypeSettings
@@ -72,7 +73,8 @@ def test_no_command_has_a_choice_of_yes_and_no():
         (train_vpl, train_vpl.PrototypeArguments, PrototypeSettings()),
     ],
 )
-def test_method_options_are_the_configuration_s(script, group, config):
+def test_method_options_are_the_configuration_s(script, group, config, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # or a smaller decoder would be the default
     args = script.parse_arguments(["--output_dir", "x", "--dataset_name", "my-folder"])
     values = config_values(args, group)
     assert values == {name: getattr(config, name) for name in values} and len(values) >= 4
