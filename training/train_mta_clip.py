@@ -139,7 +139,7 @@ class CropArguments:
     hue_jitter: float = HfArg(default=0.0, help="largest turn of the hue, in circles; mmsegmentation: 0.1")
     crops_per_image: int = HfArg(
         default=0,
-        help="with a frozen CLIP: compute its features once, for so many fixed square crops per image; 0: random crops, anew",
+        help="with a frozen encoder: compute its features once, for so many fixed square crops an image; 0: random crops, anew",
     )
     keep_images: bool = HfArg(default=False, help="hold decoded images in memory: for small sets, and for drawn ones")
     cache_dir: str | None = HfArg(default=None, help="where these features are kept; default: in memory")
@@ -256,8 +256,8 @@ def make_dataset(args: argparse.Namespace, source, model, processor) -> torch.ut
         return MaskedCrops(source, crops, seed=args.seed, keep=args.keep_images)
     if args.backbone_factor or args.lora_rank or args.crop_size != [args.short_side] * 2:
         raise ValueError(
-            f"--crops_per_image needs a frozen CLIP, --backbone_factor 0 (got {args.backbone_factor}) without --lora_rank, and "
-            f"square crops of the size of --short_side (got {args.crop_size} and {args.short_side})."
+            f"--crops_per_image needs a frozen encoder, --backbone_factor 0 (got {args.backbone_factor}) without --lora_rank, "
+            f"and square crops of the size of --short_side (got {args.crop_size} and {args.short_side})."
         )
     if unused := [name for name in ("balanced_share", "colour_jitter", "hue_jitter") if getattr(args, name)]:
         logger.info("the crops of --crops_per_image are fixed, so that these are not used: %s", ", ".join(unused))
