@@ -86,11 +86,14 @@ def save_models(folder: Path, data: Path, layers: int) -> None:
 
 
 def photographs(data: Path) -> list[Image.Image]:
-    """One of 640 x 433, one of 427 x 640 pixels: 336 x 497 and 504 x 336 under a short side of 336."""
+    """One of 640 x 433, one of 427 x 640 pixels: 336 x 497 and 504 x 336 under a short side of 336.
+
+    Of each shape the one with most contrast, because random encoders find the patches of a flat one alike.
+    """
     images = [Image.open(file).convert("RGB") for file in sorted((data / PHOTOGRAPHS).glob("*.jpg"))]
-    landscape = next(image for image in images if image.width == 640 and image.height >= 433)
-    portrait = next(image for image in images if image.height == 640 and image.width >= 427)
-    return [landscape.crop((0, 0, 640, 433)), portrait.crop((0, 0, 427, 640))]
+    landscapes = [image.crop((0, 0, 640, 433)) for image in images if image.width == 640 and image.height >= 433]
+    portraits = [image.crop((0, 0, 427, 640)) for image in images if image.height == 640 and image.width >= 427]
+    return [max(shape, key=lambda image: np.asarray(image).std()) for shape in (landscapes, portraits)]
 
 
 class Comparison:

@@ -41,7 +41,7 @@ def refined_labels(
     maps = nn.functional.interpolate(spread(maps, relation, threshold), size=labels.shape[-2:], mode="bilinear")
     total = maps.sum(1)
     best, winner = maps.max(1)
-    return winner.masked_fill(best < confidence * total.clamp(min=torch.finfo(maps.dtype).tiny), IGNORE_INDEX)
+    return winner.masked_fill((total == 0) | (best < confidence * total), IGNORE_INDEX)
 
 
 def label_shares(labels: torch.Tensor, num_labels: int, grid: tuple[int, int]) -> torch.Tensor:
