@@ -178,7 +178,7 @@ def build_parser() -> CommandParser:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_for_dataset(arguments, "train_cocu")
-    if args.concepts is None and args.sampling != "none":
+    if args.concepts is None and args.sampling != "none" and not args.dry_run:
         parser.error(f"--sampling {args.sampling} needs --concepts, a folder that curate_concepts wrote; or --sampling none")
     return args
 

@@ -38,6 +38,26 @@ def test_a_recipe_is_what_the_command_runs(name):
         assert schedule in recipe.options, schedule
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dry_run_says_what_would_be_done(name, capsys):
+    """Nothing is read: the folder does not exist. Every option says whether it is published, ours, or changed."""
+    recipe = read_recipe(name)
+    options = ["--recipe", name, "--dataset_name", "my-folder", "--output_dir", "out", "--train_batch_size", "3", "--dry_run"]
+    importlib.import_module(f"training.{recipe.command}").main(options)
+    text = capsys.readouterr().out
+    assert text.startswith(
+        f"python -m training.{recipe.command} --recipe {name}: my-folder, split train -> out\ndata: {recipe.data}"
+    )
+    lines = {line.split()[0]: line for line in text.splitlines()[3:]}
+    for option, value in recipe.options.items():
+        if value is None or option == "train_batch_size":
+            continue
+        origin = f"ours: {recipe.ours[option]['reason']}" if option in recipe.ours else "published"
+        assert lines[option].endswith(f"  {value}  ({origin})"), option
+    published = recipe.options["train_batch_size"]
+    assert lines["train_batch_size"].endswith(f"  3  (command line, in place of {published})") or published == 3
+
+
 def test_facts():
     """A few, as the papers and the released code have them."""
     cocu = read_recipe("cocu-cc3m")

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from .dataset_defaults import PRESETS, defaults_for
-from .recipes import add_recipe_argument, apply_recipe, recipe_names
+from .recipes import add_recipe_argument, apply_recipe, describe_run, recipe_names
 
 
 @dataclass
@@ -229,6 +229,9 @@ def config_values(args: argparse.Namespace, arguments_class: type, leave_out: Se
 def run_command(run: Callable[[argparse.Namespace], Any], parse: Callable, arguments: Sequence[str] | None) -> None:
     """A script's `main`: what is wrong with the data or the options ends it with one line, not with a traceback."""
     args = parse(arguments)
+    if hasattr(args, "recipe") and args.dry_run and not args.push_to_hub:
+        print(describe_run(args))
+        return
     try:
         run(args)
     except (ValueError, OSError) as error:

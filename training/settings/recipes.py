@@ -3,6 +3,8 @@
     accelerate launch --num_processes 8 -m training.train_mta_clip --recipe mta-clip-ade20k \
         --dataset_name ADEChallengeData2016 --output_dir runs/mta-clip-ade20k
 
+    python -m training.train_vpl --recipe vpl-voc --dataset_name photos --output_dir runs --dry_run   # every option, no more
+
 A recipe sets defaults: what the command line says comes after it. It never names a folder of data, which only you know. The
 files are `training/recipes/NAME.json`: the command they belong to, where the figures come from, how many processes their batch
 size is meant for, the options as published, and our own ones, each with its reason.
@@ -94,3 +96,28 @@ def apply_recipe(parser: argparse.ArgumentParser, command: str, arguments) -> No
     if unknown:
         raise ValueError(f"The recipe {name} sets {unknown}, which python -m training.{command} does not have.")
     parser.set_defaults(**recipe.options)
+
+
+def describe_run(args: argparse.Namespace) -> str:
+    """What a run would read, and every option with where it is from: published, ours and why, or the command line."""
+    recipe = None if args.recipe is None else read_recipe(args.recipe)
+    head, origins = [f"{args.dataset_name}, split {args.split} -> {args.output_dir}"], {}
+    if recipe is not None:
+        figures = ", ".join(f"{name} {value}" for name, value in recipe.figures.items())
+        head = [
+            f"python -m training.{recipe.command} --recipe {recipe.name}: {head[0]}",
+            f"data: {recipe.data}",
+            f"published: {figures} ({recipe.source})",
+            f"a step sees {recipe.processes} x {recipe.options['train_batch_size']} samples; processes: {recipe.processes}",
+            *([recipe.note] if recipe.note else []),
+        ]
+        origins = {name: "published" for name in recipe.published}
+        origins |= {name: f"ours: {entry['reason']}" for name, entry in recipe.ours.items()}
+        for name, value in recipe.options.items():
+            if getattr(args, name) != value:
+                origins[name] = f"command line, in place of {value}"
+    left_out = {"command_line", "recipe", "dry_run", "dataset_name", "split", "output_dir"}
+    settings = {name: value for name, value in sorted(vars(args).items()) if name not in left_out and value is not None}
+    width = max(map(len, settings))
+    rows = [f"{name:<{width}}  {value}{f'  ({origins[name]})' if name in origins else ''}" for name, value in settings.items()]
+    return "\n".join([*head, *rows])

@@ -57,7 +57,9 @@ class TrainingSettings:
         default=False, help="upload the final model; token and repository name are checked before the first step"
     )
     hub_model_id: str | None = HfArg(default=None, help="repository for --push_to_hub; default: the name of output_dir")
-    dry_run: bool = HfArg(default=False, help="with --push_to_hub: print what would be pushed, and push nothing")
+    dry_run: bool = HfArg(
+        default=False, help="say what would be read and done, and stop; with --push_to_hub: train, and push nothing"
+    )
 
     def __post_init__(self):
         counts = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "logging_steps")
