@@ -55,8 +55,8 @@ def compare_tab(page: gr.Blocks, desk: Desk) -> None:
 
 
 def opening_choice(desk: Desk) -> list[str]:
-    """Names of the methods that are ticked first."""
-    known = [name for name in OPENING if name in desk.bench.checkpoints]
+    """Names of the methods that are ticked first: two real models where they are at hand, and the best of the shipped ones."""
+    known = [*desk.bench.photographic()[:2], *(name for name in OPENING if name in desk.bench.checkpoints)]
     return known or [next(name for name, c in desk.bench.checkpoints.items() if c.open_vocabulary)]
 
 
@@ -68,7 +68,7 @@ def input_column(desk: Desk) -> Parts:
         scene_picture(first), format="png", label="Picture", sources=["upload", "webcam", "clipboard"], height=280,
         elem_id="picture", buttons=["fullscreen"],
     )  # fmt: skip
-    examples = example_buttons()
+    examples = example_buttons(photographs_first=bool(desk.bench.photographic()))
     hub_note = gr.HTML(elem_classes="quiet", elem_id="hub-note")
     box = {key: class_box[key] for key in ("value", "info", "interactive")}
     classes = gr.Textbox(label="Classes", lines=3, max_lines=8, elem_id="classes", **box)
@@ -105,10 +105,11 @@ def option_boxes() -> list:
     return [attention, window, refinement, threshold, groups]
 
 
-def example_buttons() -> list[tuple[gr.Button, int | str, str]]:
+def example_buttons(photographs_first: bool) -> list[tuple[gr.Button, int | str, str]]:
     """Buttons with a thumbnail and a name: `(button, scene index or path, classes)`."""
-    offered = [(index, title, "") for index, title in SCENES.items()]
-    offered += [(photograph.path, photograph.title, photograph.class_text) for photograph in photographs()]
+    drawn = [(index, title, "") for index, title in SCENES.items()]
+    real = [(photograph.path, photograph.title, photograph.class_text) for photograph in photographs()]
+    offered = [*real, *drawn] if photographs_first else [*drawn, *real]
     icons = thumbnails()
     gr.set_static_paths([Path(next(iter(icons.values()))).parent])
     with gr.Row(elem_id="examples"):
@@ -199,7 +200,9 @@ def connect_inputs(page: gr.Blocks, desk: Desk, parts: Parts) -> None:
     parts.stop.click(desk.stop, None, parts.outputs[-1], queue=False, **private)
     parts.image.input(desk.clear, None, parts.outputs, **private)
     for button, picture, class_text in parts.examples:
-        chosen = button.click(example_with(desk, picture, class_text), parts.methods, [parts.image, parts.classes], **private)
+        chosen = button.click(
+            example_with(desk, picture, class_text), parts.methods, [parts.image, parts.classes, parts.methods], **private
+        )
         chosen.success(**run)
     parts.methods.input(desk.choose, [parts.methods, parts.classes], [parts.classes, parts.note], **private)
     parts.preset.input(preset_text, parts.preset, parts.classes, **private)
@@ -219,10 +222,15 @@ def preset_text(title: str | None):
 
 
 def example_with(desk: Desk, picture: int | str, class_text: str):
-    """The event of an example: its picture and its classes, those of the chosen methods where it has none of its own."""
+    """The event of an example: its picture, its classes (the chosen methods' where it has none), and the methods.
+
+    Photographs are shown to the models that know them, where any is at hand.
+    """
 
     def pick(names: list[str]):
+        if isinstance(picture, str):
+            names = desk.bench.photographic() or names
         box, _ = desk.choose(names, class_text)
-        return (scene_picture(picture) if isinstance(picture, int) else picture), box
+        return (scene_picture(picture) if isinstance(picture, int) else picture), box, names
 
     return pick

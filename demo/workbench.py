@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_clipseg import CocuForSemanticSegmentation
 from hf_clipseg.checkpoint_cache import CheckpointCache
-from hf_clipseg.checkpoints import Checkpoint, LoadedCheckpoint
+from hf_clipseg.checkpoints import Checkpoint, LoadedCheckpoint, is_cached
 from hf_clipseg.clip.text_bank import parse_class_names
 from hf_clipseg.drawing.comparison import NONE_OF_THESE, Comparison, Grouping, MethodResult, renumber, shared_names
 from hf_clipseg.models.cocu.group_maps import segment_groups
@@ -70,6 +70,11 @@ class Workbench:
         self.slots = threading.Semaphore(self.limits.at_once)  # of comparisons, method by method
         self.decoding = threading.Semaphore(self.limits.at_once)  # a large picture takes 200 MB while it is decoded
         self.cache = CheckpointCache(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def photographic(self) -> list[str]:
+        """Names of the models that know photographs and are on this machine: one per source, as they are offered."""
+        first = {c.source: name for name, c in reversed(self.checkpoints.items()) if c.on_hub and is_cached(c.source)}
+        return [name for name in self.checkpoints if name in first.values()]
 
     def question(self, image_file, class_text: str, names: Sequence[str], options: Options | None = None) -> Question:
         """Checks what a visitor asks for, before any model runs.

@@ -43,9 +43,9 @@ def row(model, processor, scene, names: list[str]) -> tuple[list[Image.Image], l
     pictures = [
         image,
         heat(image, found.per_class(len(names))[0, smallest]),
-        overlay(image, pseudo[0].numpy(), opacity=0.8),
-        overlay(image, prediction, opacity=0.8),
-        overlay(image, scene.mask, opacity=0.8),
+        overlay(image, pseudo[0].numpy(), names, opacity=0.8),
+        overlay(image, prediction, names, opacity=0.8),
+        overlay(image, scene.mask, names, opacity=0.8),
     ]
     return pictures, ["image", f"map: {names[smallest]}", "pseudo mask (knows the tags)", "prediction", "truth"]
 
