@@ -162,7 +162,8 @@ class PermutohedralLattice:
         """`(N, C)` float32 -> `(corners, C)`: spread over the lattice and blurred along its axes."""
         lattice = torch.nn.functional.pad(self.spread @ values, (0, 0, 0, 1))  # the last row stays 0: a missing neighbour
         for first, second in self.neighbours:
-            lattice[:-1] += 0.5 * (lattice[first] + lattice[second])
+            beside = lattice.index_select(0, first).add_(lattice.index_select(0, second))
+            lattice[:-1].add_(beside, alpha=0.5)
         return lattice[:-1]
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
