@@ -2,6 +2,7 @@
 
 Prints the share of every stored label and what it becomes; what is wrong, per kind, with the files concerned; and the training
 command with the options that the masks call for. Draws one picture with its mask. Ends with status 1 where something is wrong.
+Folders whose images come with tags or captions are looked through alike, see `data.text_checks`.
 """
 
 import argparse
@@ -10,17 +11,28 @@ import shlex
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_clipseg.atomic import replace_file
+from hf_clipseg.clip.class_files import class_names_of_argument
 from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.drawing.overlay import overlay
 
-from .data.file_checks import FileCheck, check_files, label_table, looks_binary, totals
+from .data.file_checks import FileCheck, Finding, check_files, label_table, looks_binary, totals
 from .data.layouts import find_validation
 from .data.rows import split_names
 from .data.sources import load_source
+from .data.text_checks import (
+    LAYOUTS,
+    check_texts,
+    find_supervision,
+    open_texts,
+    splits_of,
+    text_command,
+    text_findings,
+    text_sheet,
+    text_table,
+)
 
 EXAMPLES = 5  # files named per kind of finding
 UNLABELLED_NAMES = ("unlabeled", "unlabelled", "void", "ignore", "ignored", "_ignore_", "__ignore__")
@@ -32,6 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.check_dataset", description="Checks every image and mask of a data set.", allow_abbrev=False
     )
     parser.add_argument("dataset_name", help="toyscapes, a preset (voc, ade20k, ...), a Hub id, or a folder")
+    parser.add_argument(
+        "--supervision", choices=sorted(LAYOUTS), help="what the images come with; default: what a folder looks like, or masks"
+    )
     parser.add_argument("--split", help="default: every split")
     parser.add_argument("--dataset_config_name", help="configuration of a Hub data set")
     parser.add_argument("--image_column", help="where it cannot be guessed")
@@ -64,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: dict) -> bool:
     """Whether something is wrong that training would stumble over."""
+    kind = options.pop("supervision") or find_supervision(options["dataset_name"])
+    if kind != "masks":
+        return run_on_texts(kind, options)
     name, picture = options["dataset_name"], options["picture"]
     limit = options["limit"] or (DEFAULT_LIMIT if name == "toyscapes" or options["streaming"] else None)
     splits = choose_splits(options)
@@ -88,6 +106,33 @@ def run(options: dict) -> bool:
     return any(finding.fatal for finding in findings)
 
 
+def run_on_texts(kind: str, options: dict) -> bool:
+    """As `run`, for images with tags or captions."""
+    options["class_names"] = class_names_of_argument(options["classes"]) if options["classes"] else None
+    splits = (
+        [options["split"]] if options["split"] else splits_of(kind, options["dataset_name"], options["dataset_config_name"])
+    )
+    sources, checks = {}, {}
+    for split in splits:
+        sources[split] = open_texts(kind, options, split, options["limit"])
+        checks[split] = check_texts(kind, sources[split])
+        print(f"\n{split}: " + "\n".join(text_table(kind, checks[split])))
+    findings = text_findings(kind, checks)
+    print("\nfound:" if findings else "\nnothing wrong was found")
+    for finding in findings:
+        print(f"- {finding}")
+    fatal = any(finding.fatal for finding in findings)
+    print(
+        "\nto train on it"
+        + (" once that is repaired:\n" if fatal else ":\n")
+        + text_command(kind, options["dataset_name"], splits[0])
+    )
+    if sheet := text_sheet(sources[splits[0]], checks[splits[0]]):
+        sheet.save(options["picture"])
+        print(f"\nsome images with their {kind}: {options['picture']}")
+    return fatal
+
+
 def choose_splits(options: dict) -> list[str]:
     if options["split"]:
         return [options["split"]]
@@ -97,22 +142,6 @@ def choose_splits(options: dict) -> list[str]:
     if options["validation_fraction"] is not None and len(names) == 1:
         return [names[0], "validation"]
     return names
-
-
-@dataclass
-class Finding:
-    """Something to know before training: `fatal` where training would stop or learn something wrong.
-
-    Args:
-        options: flags that would answer it.
-    """
-
-    text: str
-    fatal: bool = True
-    options: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return self.text if self.fatal else f"(note) {self.text}"
 
 
 def file_findings(split: str, checks: Sequence[FileCheck]) -> list[Finding]:
@@ -189,7 +218,7 @@ def class_finding(class_names: Sequence[str] | None, pixels, becomes) -> Finding
     if wrong == [len(class_names)] and 0 not in pixels:
         return Finding(f"{text}, and none has 0: they count from 1; --reduce_labels", options={"reduce_labels": ""})
     if len(wrong) == 1:
-        text += f"; --ignore_label {wrong[0]} leaves them out"
+        text += f"; name them in classes.txt or --classes, or --ignore_label {wrong[0]} leaves them out"
         if labels[wrong[0]] == len(class_names) and 0 in pixels:
             text += "; where 0 is unlabelled and classes count from 1, it is --reduce_labels"
         return Finding(text, options={"ignore_label": str(wrong[0])})

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from tqdm.auto import tqdm
 
 from ..atomic import replace_file
 from ..clip.clip_backbone import ClipBackbone
@@ -231,7 +232,8 @@ def collect_regions(
 ) -> Regions:
     """Regions of all images, in uniform batches; memory does not grow with the number of pixels."""
     parts, device = [], clip.logit_scale.device
-    for start in range(0, len(targets), IMAGES_AT_ONCE):
+    starts = range(0, len(targets), IMAGES_AT_ONCE)
+    for start in tqdm(starts, desc=f"prototypes, {IMAGES_AT_ONCE} images each", mininterval=5, disable=len(starts) < 2):
         chunk = targets[start : start + IMAGES_AT_ONCE]
         loaded = [load_image(images[start + index]) for index in range(len(chunk))]
         for batch in uniform_batches(loaded, chunk, batch_size):

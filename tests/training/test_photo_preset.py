@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -129,3 +131,31 @@ def test_lora_with_activation_checkpointing_learns_alike(clip_folder, data, tmp_
     saving = train(clip_folder, data, tmp_path / "saving", *LORA, "--max_train_steps", "2", "--gradient_checkpointing")
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(saving.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_streamed_run_is_resumed_as_if_it_had_never_stopped(clip_folder, tmp_path):
+    """Parquet, streamed, a part of it held out by key: cut after two of four steps, the run ends with the very same weights."""
+    generator = np.random.default_rng(0)
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image(), "key": datasets.Value("string")})
+    rows = [
+        {"image": Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)),
+         "mask": Image.fromarray(generator.integers(0, 4, (40, 40), dtype=np.uint8)), "key": f"photo {index}"}
+        for index in range(12)
+    ]  # fmt: skip
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / "train-00000.parquet")
+    more = ("--streaming", "--limit", "11", "--classes", "sky,boat,grass,tree", "--validation_fraction", "0.3",
+            "--validation_steps", "2", "--checkpoints_total_limit", "9", "--rehearsal_steps", "1")  # fmt: skip
+    whole = train(clip_folder, tmp_path / "data", tmp_path / "whole", *more)
+    state = json.loads((tmp_path / "whole" / "checkpoint-2" / "training_state.json").read_text())
+    assert 0 < state["identity"]["num_items"] < 11  # the rest is held out
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "cut" / "final")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    resumed = train(clip_folder, tmp_path / "data", tmp_path / "cut", *more, "--resume_from_checkpoint", "latest")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    scores = [[row for row in map(json.loads, (tmp_path / run / "metrics.jsonl").open()) if "mIoU" in row]
+              for run in ("whole", "cut")]  # fmt: skip
+    assert scores[0] == scores[1] and len(scores[0]) == 2

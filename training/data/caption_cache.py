@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm.auto import tqdm
 
 from hf_clipseg.atomic import claim_folder
 
@@ -74,7 +75,7 @@ def _fill(source, size: int, path: str, start: int, stop: int) -> list[tuple[lis
     """Writes the images of some rows; returns their captions and keys."""
     images = np.load(path, mmap_mode="r+")
     texts = []
-    for index in range(start, stop):
+    for index in tqdm(range(start, stop), desc="reading images", mininterval=5, disable=start > 0):
         sample = source[index]
         images[index] = fit_square(sample["image"], size)
         texts.append((sample["captions"], sample["key"]))

@@ -44,6 +44,22 @@ class FileCheck:
     content: str = ""
 
 
+@dataclass
+class Finding:
+    """Something to know before training: `fatal` where training would stop or learn something wrong.
+
+    Args:
+        options: flags that would answer it.
+    """
+
+    text: str
+    fatal: bool = True
+    options: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text if self.fatal else f"(note) {self.text}"
+
+
 def check_file(source, index: int) -> FileCheck:
     """Reads one image and its mask, and collects what is wrong with them."""
     if isinstance(source, ToyscapesSource):

@@ -53,26 +53,35 @@ def recognise(folder: Path, layouts: Mapping[str, Recogniser]) -> Layout:
     """The first of `layouts` that `folder` has.
 
     Raises:
-        ValueError: none; the message lists them all.
+        ValueError: none, and the message lists them all; or there are no files at all.
     """
     for name, find in layouts.items():
         if (layout := find(folder)) and layout.splits:
             layout.name = name
             logger.info("%s is read as: %s; splits: %s", folder, name.split(", ")[0], ", ".join(layout.splits))
             return layout
+    if next((path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")), None) is None:
+        raise ValueError(f"{folder} is empty: there is no file in it, nor in a folder below it")
     known = "\n".join(f"  - {name}" for name in layouts)
     raise ValueError(f"{folder} is laid out in no way that is understood. These are:\n{known}")
 
 
 def open_split(
-    splits: Mapping[str, Callable[[], datasets.Dataset]], split: str, validation_fraction: float | None, where: str
+    splits: Mapping[str, Callable[[], datasets.Dataset]],
+    split: str,
+    validation_fraction: float | None,
+    where: str,
+    part: Callable | None = None,
 ) -> datasets.Dataset:
     """The rows of one split; with `validation_fraction`, the training split is divided in "train" and "validation".
+
+    Args:
+        part: what divides; default: `held_out`.
 
     Raises:
         ValueError: the split does not exist (the message lists those that do), or the set cannot be divided.
     """
-    available = splits if validation_fraction is None else divided(splits, validation_fraction, where)
+    available = splits if validation_fraction is None else divided(splits, validation_fraction, where, part or held_out)
     if split not in available:
         hint = ""
         if validation_fraction is None and find_validation(splits) is None:
@@ -87,7 +96,7 @@ def find_validation(splits: Iterable[str]) -> str | None:
 
 
 def divided(
-    splits: Mapping[str, Callable[[], datasets.Dataset]], fraction: float, where: str
+    splits: Mapping[str, Callable[[], datasets.Dataset]], fraction: float, where: str, part: Callable
 ) -> dict[str, Callable[[], datasets.Dataset]]:
     """The splits, with a part of the training split as "validation"."""
     if not 0 < fraction < 1:
@@ -97,7 +106,7 @@ def divided(
     whole = next(iter(splits)) if len(splits) == 1 else next((name for name in splits if name.startswith("train")), None)
     if whole is None:
         raise ValueError(f"{where} has the splits {list(splits)}, none of them for training: there is nothing to divide")
-    parts = {name: partial(held_out, splits[whole], fraction, name == "validation", where) for name in (whole, "validation")}
+    parts = {name: partial(part, splits[whole], fraction, name == "validation", where) for name in (whole, "validation")}
     return {**splits, **parts}
 
 
@@ -106,7 +115,7 @@ def held_out(open_whole: Callable[[], datasets.Dataset], fraction: float, valida
     dataset = open_whole()
     column = find_key_column(dataset.column_names)
     keys = [division_key(str(key)) for key in dataset[column]] if column else [str(index) for index in range(len(dataset))]
-    unique = sorted(set(keys), key=lambda key: (hashlib.sha256(f"{DIVISION_SEED}/{key}".encode()).digest(), key))
+    unique = sorted(set(keys), key=lambda key: (key_digest(key), key))
     count = round(len(unique) * fraction)
     if not 0 < count < len(unique):
         raise ValueError(
@@ -114,6 +123,28 @@ def held_out(open_whole: Callable[[], datasets.Dataset], fraction: float, valida
         )
     chosen = set(unique[:count])
     return dataset.select([index for index, key in enumerate(keys) if (key in chosen) == validation])
+
+
+def held_out_of_stream(
+    open_whole: Callable[[], datasets.Dataset], fraction: float, validation: bool, where: str
+) -> datasets.Dataset:
+    """As `held_out`, where the other rows are not known: a key is held out where its digest lies in the first `fraction` of all
+    digests, so that the parts have these shares on average only."""
+    dataset = open_whole()
+    column = find_key_column(dataset.column_names)
+    keys = map(str, dataset[column] if column else range(len(dataset)))
+    held = [int.from_bytes(key_digest(division_key(key))[:8], "big") < fraction * 2**64 for key in keys]
+    rows = [index for index, out in enumerate(held) if out == validation]
+    if not rows:
+        raise ValueError(
+            f"--validation_fraction {fraction} of {len(held)} streamed images of {where} leaves a part without images: raise "
+            "--limit"
+        )
+    return dataset.select(rows)
+
+
+def key_digest(key: str) -> bytes:
+    return hashlib.sha256(f"{DIVISION_SEED}/{key}".encode()).digest()
 
 
 def division_key(key: str) -> str:

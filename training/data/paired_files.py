@@ -140,6 +140,10 @@ def open_pairs(images: Path, masks: Path) -> datasets.Dataset:
         ValueError: an image without a mask or the reverse, no image at all, or two images of one name.
     """
     image_of, files = by_stem(image_files(images), images), image_files(masks)
+    if not image_of and not files:
+        raise ValueError(
+            f"there are no images in {images}: put them there, with their masks in {masks}, or delete both folders"
+        )
     mask_of = by_stem(files, masks)
     for ending in MASK_NAME_ENDINGS:
         stripped = by_stem([path for path in files if path.stem.endswith(ending)], masks, ending)

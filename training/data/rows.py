@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .layouts import Layout, Recogniser, open_split, recognise
+from .layouts import Layout, Recogniser, held_out_of_stream, open_split, recognise
 from .mask_layouts import MASK_LAYOUTS
 from .presets import PRESETS
 
@@ -29,7 +29,8 @@ def open_dataset(
     """Rows of a Hub data set or folder, random access, images left encoded; and what the layout says about masks.
 
     Args:
-        streaming: read only the first `limit` rows, see `open_stream`.
+        streaming: read only the first `limit` rows, see `open_stream`; with `validation_fraction` divided by
+            their keys.
         limit: use so many rows, drawn by `seed`; the first ones when streaming.
         validation_fraction: divide the training split in "train" and "validation", see `open_split`.
         layouts: what a folder may look like.
@@ -38,9 +39,7 @@ def open_dataset(
         ValueError: a split that does not exist or is empty, a layout that is not understood, or streaming without a limit.
     """
     if streaming:
-        if validation_fraction is not None:
-            raise ValueError("--validation_fraction needs every key: leave --streaming out, or name a --validation_split")
-        return open_stream(dataset_name, split, config_name, limit), Layout({})
+        return open_streamed_part(dataset_name, split, config_name, limit, validation_fraction), Layout({})
     layout = find_layout(dataset_name, config_name, layouts, validation_fraction is not None)
     if layout.splits:
         dataset = open_split(layout.splits, split, validation_fraction, dataset_name)
@@ -51,6 +50,22 @@ def open_dataset(
     if limit is not None and limit < len(dataset):
         dataset = dataset.select(sorted(np.random.default_rng(seed).permutation(len(dataset))[:limit].tolist()))
     return leave_encoded(dataset), layout
+
+
+def open_streamed_part(
+    dataset_name: str, split: str, config_name: str | None, limit: int | None, validation_fraction: float | None
+) -> datasets.Dataset:
+    """The first `limit` rows of a split; with `validation_fraction`, of one part of the training split.
+
+    The part of a row is decided by its key alone: how many rows are read for training, and how many for validation, changes
+    nothing, and no row is ever in both.
+    """
+    if validation_fraction is None:
+        return open_stream(dataset_name, split, config_name, limit)
+    rows = round(limit / validation_fraction) if limit and split == "validation" else limit
+    names = datasets.get_dataset_split_names(dataset_name, config_name)
+    splits = {name: partial(open_stream, dataset_name, name, config_name, rows) for name in names}
+    return open_split(splits, split, validation_fraction, dataset_name, held_out_of_stream)
 
 
 def open_stream(dataset_name: str, split: str, config_name: str | None, limit: int | None) -> datasets.Dataset:

@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 
 from .layouts import Layout, Recogniser, content_digest, stored_dataset
-from .paired_files import IMAGE_SUFFIXES, is_split_name, subfolders
+from .paired_files import IMAGE_FOLDERS, IMAGE_SUFFIXES, MASK_FOLDERS, is_split_name, subfolders
 
 TAG_FILES = ("tags.csv", "labels.csv")
 FILE_COLUMNS = ("file", "image", "file_name", "filename", "path")
@@ -41,6 +41,9 @@ def class_folders(folder: Path) -> Layout | None:
 
 def folders_of_classes(place: Path) -> dict[str, list[Path]]:
     """Class name -> its images; empty where the folder also holds loose images or folders without any."""
+    names = {path.name for path in subfolders(place)}
+    if names <= {*IMAGE_FOLDERS, *MASK_FOLDERS}:  # the images of all classes, and masks
+        return {}
     classes = {path.name: sorted(file for file in path.iterdir() if is_image(file)) for path in subfolders(place)}
     loose = any(is_image(path) for path in place.iterdir())
     return {} if loose or not all(classes.values()) else classes

@@ -31,7 +31,9 @@ class DataArguments:
     split: str = HfArg(default="train", help="what is read")
     image_column: str | None = HfArg(default=None, help="where it cannot be guessed")
     limit: int | None = HfArg(default=None, help="use so many images; default: all")
-    streaming: bool = HfArg(default=False, help="read the first --limit rows of a Hub data set without downloading the rest")
+    streaming: bool = HfArg(
+        default=False, help="read the first --limit rows of a Hub data set without the rest; kept on disk, not in memory"
+    )
 
 
 @dataclass
@@ -227,7 +229,8 @@ def config_values(args: argparse.Namespace, arguments_class: type, leave_out: Se
 
 
 def run_command(run: Callable[[argparse.Namespace], Any], parse: Callable, arguments: Sequence[str] | None) -> None:
-    """A script's `main`: what is wrong with the data or the options ends it with one line, not with a traceback."""
+    """A script's `main`: what is wrong with the data or the options ends it with one sentence, not with a traceback; a list
+    in it stays one."""
     args = parse(arguments)
     if hasattr(args, "recipe") and args.dry_run and not args.push_to_hub:
         print(describe_run(args))
@@ -235,4 +238,7 @@ def run_command(run: Callable[[argparse.Namespace], Any], parse: Callable, argum
     try:
         run(args)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        lines = str(error).splitlines()
+        listed = "".join(f"\n{line}" for line in lines[1:] if line.startswith("  - "))
+        sentence = " ".join(" ".join(line for line in lines if not line.startswith("  - ")).split())
+        sys.exit(f"error: {sentence}{listed}")

@@ -180,6 +180,7 @@ def test_options_of_the_check_are_those_of_the_command(tmp_path, capsys):
 
 
 def test_what_cannot_be_opened_ends_in_one_line(tmp_path):
+    (tmp_path / "notes.txt").write_text("photographs to come")
     with pytest.raises(SystemExit, match="error: .*no way that is understood"):
         main([str(tmp_path)])
 
@@ -188,3 +189,42 @@ def test_toyscapes(tmp_path, capsys):
     main(["toyscapes", "--split", "test", "--limit", "1", "--picture", str(tmp_path / "overlay.png")])
     assert Image.open(tmp_path / "overlay.png").size == (128, 128)
     assert "1 images, 30 classes" in capsys.readouterr().out
+
+
+# ---- tags and captions
+
+
+def with_table(folder, name, rows):
+    folder_of(folder, [IDS] * len(rows))
+    (folder / name).write_text("\n".join([{"tags.csv": "file,labels", "captions.csv": "image,caption"}[name], *rows]) + "\n")
+    for path in (folder / "masks").iterdir():
+        path.unlink()
+    (folder / "masks").rmdir()
+    (folder / "classes.txt").unlink()
+    return folder
+
+
+def test_tags_are_counted_and_their_faults_found(tmp_path, capsys):
+    rows = [f"images/{index}.png,sky{';boat' if index % 2 else ''}" for index in range(12)]
+    folder = with_table(tmp_path, "tags.csv", [*rows, "images/12.png,sky;buoy"])
+    (folder / "images" / "7.png").write_bytes(b"no picture")
+    status, printed, command = check(capsys, folder)
+    assert "train: 13 images, 1.5 tags each" in printed
+    assert [line.split() for line in printed.splitlines()[2:5]] == [
+        ["13", "100.00%", "sky"], ["6", "46.15%", "boat"], ["1", "7.69%", "buoy"],
+    ]  # fmt: skip
+    assert status == 1 and "- train: broken image, 1 of 13: images/7.png" in printed
+    assert "hardly learnt: ['buoy']" in printed and "say nothing about where they are: ['sky']" in printed
+    assert command[2] == "training.train_vpl" and value_of(command, "--dataset_name") == str(folder)
+    assert Image.open(tmp_path / "picture.png").width == 3 * 328 + 8
+
+
+def test_captions_are_counted_and_their_faults_found(tmp_path, capsys):
+    captions = ["a red boat"] * 3 + ["the sea at night", ""]
+    folder = with_table(tmp_path, "captions.csv", [f"{index}.png,{caption}" for index, caption in enumerate(captions)])
+    status, printed, command = check(capsys, folder)
+    assert "train: 5 images, 5 captions of 3 words (median), 3 of them different" in printed
+    assert status == 1 and "- train: 1 images whose captions are empty: ['4.png']" in printed
+    assert "one caption is that of 3 images: 'a red boat'" in printed and command[2] == "training.curate_concepts"
+    status, printed, _ = check(capsys, folder, "--supervision", "captions", "--limit", "2")
+    assert "train: 2 images" in printed

@@ -1,5 +1,6 @@
 """Every shape of data set that users bring, made here in small: columns, class names, mask encodings, folders, captions."""
 
+import hashlib
 import json
 
 import datasets
@@ -243,6 +244,25 @@ def test_streaming_reads_the_first_rows_and_needs_a_limit(tmp_path):
     np.testing.assert_array_equal(np.asarray(streamed[1]["image"]), np.asarray(picture(seed=1)))
     with pytest.raises(ValueError, match="limit"):
         load_captions(folder, "train", streaming=True)
+
+
+def test_a_stream_is_divided_by_keys_alone(tmp_path):
+    """Whatever number of rows is read for training and for validation, none is in both, and none is lost."""
+    features = {"image": datasets.Image(), "caption": datasets.Value("string"), "key": datasets.Value("string")}
+    rows = [{"image": picture(seed=index), "caption": "a boat", "key": f"photo {index}.jpg"} for index in range(30)]
+    folder = parquet_folder(tmp_path, features, rows)
+
+    def keys(split, limit):
+        source = load_captions(folder, split, streaming=True, limit=limit, validation_fraction=0.3)
+        return [source[index]["key"] for index in range(len(source))]
+
+    digests = {row["key"]: hashlib.sha256(f"0/{row['key'].removesuffix('.jpg')}".encode()).digest() for row in rows}
+    held = [key for key, digest in digests.items() if digest[0] < 0.3 * 256]
+    assert 3 < len(held) < 15 and keys("validation", 9) == held  # 9 / 0.3: all 30 rows are looked at
+    assert keys("train", 30) == [key for key in digests if key not in held]
+    assert keys("train", 20) == [key for key in list(digests)[:20] if key not in held]
+    with pytest.raises(ValueError, match="leaves a part without images: raise --limit"):
+        load_captions(folder, "train", streaming=True, limit=5, validation_fraction=0.999)
 
 
 def test_streamed_rows_are_kept_on_disk_and_found_again(tmp_path):
