@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from hf_clipseg.outputs import SegmentationOutput
+from hf_clipseg.processing import image_processing_segmentation
 from hf_clipseg.processing.image_io import batches_of_one_size
 from hf_clipseg.processing.inference import first_of_each_name, segment
 from hf_clipseg.processing.sliding_window import multi_scale_logits, sliding_window_logits
@@ -148,3 +149,19 @@ def test_bad_options_are_refused(segmenter, images, options, message):
 
 def test_a_name_of_two_classes_ties_exactly():
     assert first_of_each_name([["sky", "bed"], "boat", ["Bed", "sofa"]]).tolist() == [0, 1, 2, 1, 4]
+
+
+def test_which_classes_are_refined_is_seen_at_the_size_of_the_work(segmenter, monkeypatch):
+    """A photograph of many megapixels is not passed through in full before it is refined at 640 pixels."""
+    sizes = []
+    plain = image_processing_segmentation.upsample_argmax
+    monkeypatch.setattr(
+        image_processing_segmentation,
+        "upsample_argmax",
+        lambda logits, size, *rest: (sizes.append(size), plain(logits, size, *rest))[1],
+    )
+    monkeypatch.setitem(REFINEMENTS, "pamr", lambda images, masks: masks)
+    wide = Image.effect_noise((2560, 800), 90)
+    (label_map,) = segment(*segmenter, [wide], CLASS_NAMES, refinement="pamr")
+    assert label_map.shape == (800, 2560) and sizes == [(200, 640), (800, 2560)]
+    assert agreement([label_map], segment(*segmenter, [wide], CLASS_NAMES)) > 0.95
