@@ -49,6 +49,11 @@ def baseline_class(config: PreTrainedConfig) -> Any:
     return None
 
 
+def is_closed_baseline(config: PreTrainedConfig) -> bool:
+    """Whether it is a baseline that knows the classes of its `id2label` and no others."""
+    return config.model_type != "clipseg" and baseline_class(config) is not None
+
+
 def load_baseline(config: PreTrainedConfig, source: str, **hub_options) -> tuple["Baseline", "BaselineProcessor"]:
     """A baseline and its processor from a folder or Hub id.
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from . import METHODS, CocuForSemanticSegmentation, MaskClipForSemanticSegmentation, SegmentationProcessor
-from .baselines import BaselineProcessor, baseline_class, load_baseline
+from .baselines import BaselineProcessor, baseline_class, is_closed_baseline, load_baseline
 from .checkpoint_cards import Checkpoint, read_card, run_name
 from .clip.clip_checkpoint import NotWholeError
 from .processing.image_processing_segmentation import SegmentationImageProcessor
@@ -124,6 +124,8 @@ def describe_checkpoint(source: str | os.PathLike) -> Checkpoint:
     title, description = read_card(folder / "README.md")
     method = METHODS.get(type(config))
     is_open = getattr(config, "has_text_encoder", True) and getattr(method, "open_vocabulary", True)
+    if method is None and is_closed_baseline(config):
+        is_open = False
     class_names = getattr(config, "class_names", None)
     if class_names is None and not is_open:
         class_names = [[label] for label in config.id2label.values()]

@@ -1,5 +1,7 @@
 """Models of the Hub behind the package's interface, against transformers' own way to their label maps."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,10 @@ from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
+    OneFormerConfig,
+    OneFormerForUniversalSegmentation,
+    OneFormerImageProcessor,
+    OneFormerProcessor,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
@@ -18,9 +24,12 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_clipseg.checkpoints import load_checkpoint
+from demo.limits import Ticket
+from demo.workbench import Options, Workbench
+from hf_clipseg.checkpoints import describe_checkpoint, load_checkpoint
 from hf_clipseg.evaluation.metrics import ConfusionMatrix
 from hf_clipseg.processing.inference import segment
+from training.evaluate import evaluate, parse_arguments
 
 from .tiny import tiny_tokenizer
 
@@ -97,6 +106,74 @@ def test_universal_models(picture, tmp_path):
     )
     expected = F.interpolate(scores[None], size=(60, 80), mode="bilinear")[0].argmax(0).numpy()
     assert (own == expected).mean() > 0.999
+
+
+@pytest.fixture(scope="module")
+def oneformer(tmp_path_factory):
+    """A random OneFormer, saved with its processor and the list of classes that its image processor reads."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "oneformer"
+    torch.manual_seed(0)
+    swin = SwinConfig(image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2, out_features=[
+        "stage1", "stage2", "stage3", "stage4"])  # fmt: skip
+    config = OneFormerConfig(
+        backbone_config=swin, num_queries=5, conv_dim=32, mask_dim=32, hidden_dim=32, encoder_feedforward_dim=16,
+        dim_feedforward=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2, text_encoder_width=16,
+        text_encoder_num_layers=1, text_encoder_vocab_size=64, text_encoder_context_length=16, task_seq_len=16,
+        text_encoder_n_ctx=2, query_dec_layers=1, id2label=NAMES,
+    )  # fmt: skip
+    OneFormerForUniversalSegmentation(config).eval().save_pretrained(folder)
+    classes = {str(index): {"name": name, "isthing": 0} for index, name in NAMES.items()}
+    (folder / "classes.json").write_text(json.dumps(classes))
+    images = OneFormerImageProcessor(
+        size={"height": 64, "width": 96}, repo_path=str(folder), class_info_file="classes.json", num_text=3
+    )
+    OneFormerProcessor(images, tiny_tokenizer(), max_seq_length=16, task_seq_length=16).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_oneformer_is_told_its_task(oneformer, picture):
+    checkpoint = load_checkpoint(oneformer)
+    own = segment(checkpoint.model, checkpoint.processor, [picture, picture.rotate(90, expand=True)])
+    model = OneFormerForUniversalSegmentation.from_pretrained(oneformer).eval()
+    processor = OneFormerProcessor.from_pretrained(oneformer)
+    outputs = model(**processor(picture, ["semantic"], return_tensors="pt"))
+    classes = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
+    scores = sum(
+        row[:, None, None] * mask.sigmoid() for row, mask in zip(classes, outputs.masks_queries_logits[0], strict=True)
+    )
+    expected = F.interpolate(scores[None], size=(60, 80), mode="bilinear")[0].argmax(0).numpy()
+    assert (own[0] == expected).mean() > 0.999 and own[1].shape == (80, 60)
+
+
+def test_a_baseline_is_scored_by_the_evaluator(oneformer, tmp_path):
+    """By the command's own function, on a folder of masks; mIoU once more from the label maps."""
+    random = np.random.default_rng(1)
+    images, masks = [], []
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for index in range(3):
+        images.append(Image.fromarray(random.integers(0, 256, (40, 56, 3), dtype=np.uint8)))
+        masks.append(random.integers(0, 3, (40, 56), dtype=np.uint8))
+        images[-1].save(tmp_path / f"images/{index}.png")
+        Image.fromarray(masks[-1]).save(tmp_path / f"masks/{index}.png")
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES.values()))
+    results = evaluate(parse_arguments([str(oneformer), "--dataset_name", str(tmp_path), "--split", "train"]))
+    checkpoint = load_checkpoint(oneformer)
+    guess, truth = np.stack(segment(checkpoint.model, checkpoint.processor, images)), np.stack(masks)
+    shares = [((guess == c) & (truth == c)).sum() / ((guess == c) | (truth == c)).sum() for c in range(3)]
+    assert results["num_images"] == 3 and abs(results["mIoU"] - np.mean(shares)) < 1e-9
+
+
+def test_the_app_compares_a_baseline(oneformer, picture):
+    """As the page's button does it, without a browser, for a folder given to `app.py`: run, all of its classes shown."""
+    bench = Workbench([describe_checkpoint(oneformer)], device="cpu")
+    *_, (comparison, failed) = bench.compare(bench.question(picture, "sky, boat", ["oneformer"], Options()), Ticket(600))
+    assert not failed and set(comparison.class_names) == {"sky", "sea", "boat"}
+    checkpoint = load_checkpoint(oneformer)
+    (expected,) = segment(checkpoint.model, checkpoint.processor, [picture])
+    order = np.array([comparison.class_names.index(name) for name in NAMES.values()])
+    assert np.array_equal(comparison.label_maps[0], order[expected])
 
 
 @pytest.fixture
