@@ -45,6 +45,10 @@ class Published:
     source: str
     verified: bool
 
+    def __str__(self) -> str:
+        """In percent; what was not read at its source says so wherever it is printed."""
+        return f"{self.miou:.2f}" + ("" if self.verified else " (unverified: read in later papers, not at the source)")
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -322,7 +326,7 @@ def describe(arguments: argparse.Namespace, protocol: Protocol | None) -> str:
         settings = {name: getattr(arguments, name) for name in dict.fromkeys(names)}
     else:
         settings = asdict(protocol)
-        settings["published"] = f"{protocol.published.miou} ({protocol.published.source})"
+        settings["published"] = f"{protocol.published}; {protocol.published.source}"
         if arguments.model != protocol.weights:
             head += f"; the figure was published with {protocol.weights}"
     width = max(map(len, settings))
@@ -332,9 +336,8 @@ def describe(arguments: argparse.Namespace, protocol: Protocol | None) -> str:
 def compare(protocol: Protocol, miou: float, model: str, num_images: int) -> str:
     """Measured beside published, in percent."""
     published = protocol.published
-    certainty = "" if published.verified else " (read in later papers, not at the source)"
     condition = "" if model == protocol.weights else f"; published with {protocol.weights}, measured with {model}"
     return (
-        f"{protocol.name}: measured {100 * miou:.2f} on {num_images} images, published {published.miou:.2f}{certainty}, "
+        f"{protocol.name}: measured {100 * miou:.2f} on {num_images} images, published {published}, "
         f"difference {100 * miou - published.miou:+.2f}{condition}\n  {published.source}"
     )
