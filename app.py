@@ -10,6 +10,7 @@ import argparse
 import logging
 import threading
 
+from demo.memory import share_arenas
 from demo.page import build_app, prepare
 from demo.theme import LAUNCH
 from hf_clipseg.checkpoints import CheckpointError
@@ -24,6 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    share_arenas()
     try:
         page = build_app(extra=arguments.checkpoints)
     except CheckpointError as error:

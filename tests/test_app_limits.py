@@ -1,9 +1,11 @@
 """One visitor must not hurt another: files, sizes, time, memory, and what errors give away."""
 
+import ctypes
 import logging
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -17,6 +19,7 @@ import app as demo_app
 from demo import desk as desk_module
 from demo.guard import NOT_UPLOADED, PicturesInput, check_upload
 from demo.limits import Limits, RunEnded, Ticket, Tickets
+from demo.memory import share_arenas
 from demo.storage import StorageCap
 from hf_clipseg.checkpoints import LoadedCheckpoint
 
@@ -274,6 +277,15 @@ def test_a_visitor_who_leaves_takes_the_run_along(folder, picture, slow_model, c
             time.sleep(0.05)
         assert "outcome=Error" in caplog.text
         assert client.predict(api_name="/models")
+
+
+def test_arenas_are_shared_where_there_are_any(monkeypatch):
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *arguments: asked.append(arguments) or 1)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    assert share_arenas(3) and asked == [(-8, 3)]
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    assert not share_arenas()
 
 
 def test_the_oldest_stored_files_go_first(tmp_path):

@@ -79,9 +79,11 @@ def push_space(folder: Path, repository: str, allow: Sequence[str], ignore: Sequ
     """
     try:
         repo_id = make_repository(repository, repo_type="space", space_sdk="gradio")
-        message = "app, package, training code and checkpoints"
-        options = {"allow_patterns": list(allow), "ignore_patterns": list(ignore), "commit_message": message}
-        return HfApi().upload_folder(folder_path=folder, repo_id=repo_id, repo_type="space", **options).commit_url
+        commit = HfApi().upload_folder(
+            folder_path=folder, repo_id=repo_id, repo_type="space", allow_patterns=list(allow), ignore_patterns=list(ignore),
+            commit_message="app, package, training code and checkpoints",
+        )  # fmt: skip
+        return commit.commit_url
     except (ValueError, *REFUSALS) as error:
         raise ValueError(f"the Space {repository} was not pushed ({first_line(error)}). Try the same command again") from error
 

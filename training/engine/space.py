@@ -20,4 +20,6 @@ def space_files(root: Path = ROOT) -> list[Path]:
     places = [root / pattern.removesuffix("/*") for pattern in SPACE_FILES]
     files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()]
     names = sorted(file.relative_to(root).as_posix() for file in files)
-    return [root / name for name in filter_repo_objects(names, allow_patterns=SPACE_FILES, ignore_patterns=LEFT_OUT)]
+    return [
+        root / name for name in filter_repo_objects(names, allow_patterns=list(SPACE_FILES), ignore_patterns=list(LEFT_OUT))
+    ]
