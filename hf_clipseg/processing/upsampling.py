@@ -24,7 +24,7 @@ ONE_BY_ONE_PIXELS = 2**16
 DROP_FROM_RATIO = 8
 """Pixels per grid cell from which on looking for classes that cannot win costs less than it saves."""
 
-MOST_WINNERS = 0.5
+MOST_WINNERS = 0.3
 """Share of the classes that win a cell of the grid from which on too few can be dropped to pay for the search."""
 
 ROUNDING = 2.0**-20

@@ -97,6 +97,7 @@ def test_nearly_equal_classes_keep_their_order(path):
 
 def test_classes_that_lose_in_every_quad_are_never_up_sampled(monkeypatch):
     monkeypatch.setattr(upsampling, "FEW_ELEMENTS", 1)
+    monkeypatch.setattr(upsampling, "MOST_WINNERS", 1)
     logits = torch.full((5, 6, 6), -1.0)
     logits[1, :, :3], logits[3, :, 3:] = 2.0, 2.0
     logits[4] = 1.5  # below one winner left, below the other right, above both in the seam between
@@ -123,7 +124,7 @@ def test_scores_of_which_most_classes_win_a_cell_are_not_searched(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(20, 12, 12, generator=generator)
     assert winners_of_cells(random) == 20 and winners_of_cells(random[:, :1, :1]) == 1
-    for logits, expected in ((random, []), (smooth_logits(0, 60, 12, 12, noise=0.0), [60])):
+    for logits, expected in ((random, []), (smooth_logits(0, 200, 12, 12, noise=0.0), [200])):
         searched.clear()
         assert_wins(upsample_argmax(logits, (120, 120)), logits, (120, 120))
         assert searched == expected
