@@ -33,7 +33,7 @@ SMALL = [
     "--crop_size", "32", "32", "--short_side", "32", "--hidden_dim", "64", "--num_attention_heads", "4", "--num_points", "64",
     "--pixel_decoder_layers", "1", "--pixel_decoder_feedforward_dim", "32", "--num_prompt_tokens", "4",
     "--feedforward_dim", "32", "--decoder_layers", "2", "--num_queries", "6", "--learning_rate", "3e-3",
-    "--mixed_precision", "no", "--backbone_factor", "0.1", "--crops_per_image", "0",
+    "--mixed_precision", "no", "--backbone_factor", "0.1", "--crops_per_image", "0", "--method", "mta_clip",
 ]  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def test_a_machine_without_an_accelerator_gets_a_small_decoder(monkeypatch):
     assert (asked.method, asked.num_prompts) == ("mta_clip", 3)
     for more, scale in (([], 2), (["--model_name_or_path", "openai/clip-vit-base-patch16"], 4)):
         args = parsed("--dataset_name", "photographs", *more)
-        assert (args.backbone_factor, args.crops_per_image, args.finest_scale) == (0.0, 4, scale)
+        assert (args.method, args.backbone_factor, args.crops_per_image, args.finest_scale) == ("pixel_text", 0.0, 4, scale)
     args = parsed("--dataset_name", "photographs", "--vision_backbone", "n", "--hidden_dim", "128", "--backbone_factor", "1")
     assert (args.hidden_dim, args.backbone_factor) == (128, 1.0)
     assert parsed("--dataset_name", "photographs", "--preset", "paper").hidden_dim == 256

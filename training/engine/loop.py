@@ -7,6 +7,7 @@ A step is one optimiser update; checkpoints are written between steps, so never 
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
@@ -75,7 +76,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """The accelerator of a run, in a folder that holds nothing else; seeds every process.
 
     Raises:
-        ValueError: the output folder holds another run, see `check_output_dir`.
+        ValueError: the output folder holds another run, see `check_output_dir`; or Accelerate is configured for FSDP.
     """
     Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
     check_output_dir(settings)
@@ -84,6 +85,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_dir=settings.output_dir,
     )
+    check_sharding(accelerator)
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
     accelerator.wait_for_everyone()  # every process has checked the folder before one of them changes it
     if accelerator.is_main_process:
@@ -91,6 +93,17 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     accelerator.wait_for_everyone()
     set_seed(settings.seed)
     return accelerator
+
+
+def check_sharding(accelerator: Accelerator) -> None:
+    """Refuses FSDP before a run that could not be saved, and says where Accelerate leaves it off in silence."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "FSDP does not work here: torch's fully_shard refuses scalar parameters, and every CLIP has one (logit_scale). "
+            "Train data parallel, and where memory is short pass --gradient_checkpointing or --lora_rank"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        logger.warning("FSDP was asked for, which Accelerate turns on for GPUs only: every process holds the whole model")
 
 
 def train(

@@ -77,9 +77,9 @@ FROZEN_ON_CPU = {"backbone_factor": 0.0, "method": "pixel_text"}
 the steps that a processor has time for, pixels learn from it and mask queries do not yet: see `docs/photographs.md`."""
 
 CLIP_ON_CPU = {
-    "backbone_factor": 0.0, "crop_size": [256, 256], "short_side": 256, "scale": [1.0, 2.0], "crops_per_image": 4,
-    "balanced_share": 0.0, "colour_jitter": 0.0, "train_batch_size": 8, "max_train_steps": 300, "checkpointing_steps": 300,
-    "validation_steps": 300,
+    "method": "pixel_text", "backbone_factor": 0.0, "crop_size": [256, 256], "short_side": 256, "scale": [1.0, 2.0],
+    "crops_per_image": 4, "balanced_share": 0.0, "colour_jitter": 0.0, "train_batch_size": 8, "max_train_steps": 300,
+    "checkpointing_steps": 300, "validation_steps": 300,
 }  # fmt: skip
 """What it adds where CLIP reads the images: a plain transformer costs most of all, so its features are computed once."""
 

@@ -2,9 +2,9 @@
 
 Every one of them is an option that works without the preset, and what the command line says comes after it. They are for some
 hundred to some thousand photographs, and one machine: CLIP is trained at a tenth of the rate, its first blocks more slowly than
-its last. `--backbone_factor 0 --crops_per_image 8` freezes it and computes its features once, which is what a processor has
-time for; `--lora_rank 16` adapts it by small matrices, which is what a small GPU has memory for. Precision is that of the
-machine, which `--mixed_precision auto` finds.
+its last. It is for a GPU: on a processor a step takes minutes, and `--preset cpu` is for that. `--backbone_factor 0
+--crops_per_image 8` freezes CLIP and computes its features once; `--lora_rank 16` adapts it by small matrices, which is what a
+small GPU has memory for. Precision is that of the machine, which `--mixed_precision auto` finds.
 
 What makes no sense, and is therefore in no preset: VPL, MVP-SEG and MVP-SEG+'s teacher keep CLIP frozen, which is the method,
 so that they have neither learning rates of its layers nor LoRA; their crops are computed once, so that colours are not changed
