@@ -1,6 +1,6 @@
 """The feature pyramid of any vision encoder: four levels that halve in size, for Mask2Former's pixel decoder.
 
-Maps that an encoder lacks at the coarse end (a dilated network stops at stride 16) are max-pooled from the one before; the
+Maps that an encoder lacks (a dilated network stops at stride 16) are max-pooled from the one before; the
 blocks of a plain transformer are resampled as CLIP's are, see `FeaturePyramid`.
 """
 
@@ -36,7 +36,11 @@ class VisionPyramid(nn.Module):
         self.plan = plan_maps(config)
         self.network = build_network(config)
         self.resample = None
-        self.channels = [*self.plan.channels, *self.plan.channels[-1:] * (levels - len(self.plan.channels))]
+        self.channels: list[int] = []
+        of_stride = dict(zip(self.plan.strides, self.plan.channels, strict=True))
+        for level in range(levels):
+            found = of_stride.get(self.plan.strides[0] * 2**level)
+            self.channels.append(self.channels[-1] if found is None else found)
         if self.plan.is_plain:
             self.resample = FeaturePyramid(self.plan.channels[-1], finest_scale, levels)
             self.channels = [self.plan.channels[-1]] * levels
@@ -67,6 +71,8 @@ class VisionPyramid(nn.Module):
 
     def train(self, mode: bool = True):
         super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.network.parameters()):
+            self.network.eval()  # frozen: neither dropout nor stochastic depth
         for module in self.network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

@@ -176,6 +176,23 @@ def test_a_missing_level_is_the_one_before_pooled(clip):
     assert torch.equal(levels[3], levels[2].unflatten(2, (2, 2)).unflatten(4, (3, 2)).amax((3, 5)))
 
 
+@torch.no_grad()
+def test_a_stage_left_out_is_pooled_from_the_one_before(clip):
+    config = ConvNextConfig(hidden_sizes=[8, 8, 16, 24], depths=[1, 1, 1, 1], out_features=["stage1", "stage3", "stage4"])
+    model = build(clip, config)
+    levels = model.pyramid(model.encode_blocks(torch.randn(1, 3, 64, 96))[0])
+    assert [level.shape[1] for level in levels] == model.pyramid.channels == [8, 8, 16, 24]
+    assert model(torch.randn(1, 3, 64, 96)).logits.shape == (1, 3, 16, 24)
+
+
+def test_a_frozen_encoder_has_no_stochastic_depth(clip):
+    model = build(clip, SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4, drop_path_rate=0.9)).train()
+    assert model.pyramid.network.training
+    model.pyramid.network.requires_grad_(False)
+    model.train()
+    assert model.training and not any(module.training for module in model.pyramid.network.modules())
+
+
 def test_features_of_another_encoder_are_refused(clip):
     model = build(clip, NETWORKS["mobilenet_v2"]())
     with pytest.raises(ValueError, match="encode_blocks of this model"):
