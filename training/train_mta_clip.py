@@ -313,7 +313,7 @@ def announce_preset(args: argparse.Namespace) -> None:
 def warn_about_batch(args: argparse.Namespace, processes: int) -> None:
     images = processes * args.train_batch_size * args.gradient_accumulation_steps
     expected = PRESETS.get(args.preset, {}).get("train_batch_size", TrainingSettings.train_batch_size)
-    if args.preset and images != expected:
+    if args.preset not in (None, "cpu") and images != expected:
         logger.warning(
             "A step sees %d images (%d processes x %d x %d accumulated); the %s preset and its learning rate are for %d.",
             images, processes, args.train_batch_size, args.gradient_accumulation_steps, args.preset, expected,

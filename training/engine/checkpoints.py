@@ -174,7 +174,7 @@ class Checkpoints:
 
     def write_state(self, folder: Path, step: int) -> None:
         """What `Accelerator.save_state` does not know: the average, what an export needs, and what the run is."""
-        state = {"step": step, "run": self.run, "best": self.best, "identity": self.identity}
+        state: dict[str, Any] = {"step": step, "run": self.run, "best": self.best, "identity": self.identity}
         if self.ema is not None:
             save_model(self.ema.module, str(folder / EMA_FILE))
             state["ema_updates"] = int(self.ema.n_averaged)

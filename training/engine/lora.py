@@ -13,7 +13,7 @@ ADAPTER = "default"
 DOWN, UP, BASE = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight", ".base_layer."
 
 
-def add_lora(network: nn.Module, rank: int, alpha: float | None = None) -> None:
+def add_lora(network: nn.Module, rank: int, alpha: int | None = None) -> None:
     """Freezes `network` and puts a trainable product of rank `rank` beside every linear layer in it, in place.
 
     Args:
