@@ -103,7 +103,7 @@ def others(side: int = SMALL_SIDE, clipseg_side: int = CLIPSEG_SIDE, num_classes
                 lambda image=image: ours(pixel_values=image),
                 f"CLIPSeg of transformers against MaskCLIP with {num_classes} classes, patch {PATCH}",
             )
-    yield groupvit(side, num_classes)
+    yield groupvit(SIDE, num_classes)  # transformers' takes no other side
     for size, batch in (("toyscapes", 4),):
         model, image, _ = mta_clip.build(size, batch)
         reference = mta_clip.build_reference(model).eval()

@@ -69,8 +69,8 @@ HEAD = """# Benchmarks
 Written by `python -m benchmarks.timings.run_all`; do not edit by hand. Both columns of a row were run in turn, and the ratio is
 the median of the ratios of neighbours in time, with the lowest and the highest beside it: single times belong to a machine and
 a day, ratios travel better. Below 1, ours is quicker. With one thread the clock is CPU time, which other programs disturb less;
-where a part says wall time, they ran beside it. `docs/benchmarks.json` has the same figures, `--group` measures a part anew, and
-`OMP_NUM_THREADS` is the number of threads.
+where a part says wall time, they ran beside it. `docs/benchmarks.json` has the same figures, `--group` measures a part anew,
+and `OMP_NUM_THREADS` is the number of threads.
 """
 
 
