@@ -88,8 +88,10 @@ def copy_runtime(folder: Path) -> None:
         (package,) = Path(temporary).glob("*.tgz")
         with tarfile.open(package) as archive:
             for name in RUNTIME_FILES:
-                with archive.extractfile(f"package/dist/{name}") as source, open(folder / name, "wb") as target:
-                    shutil.copyfileobj(source, target)
+                source = archive.extractfile(f"package/dist/{name}")
+                if source is None:
+                    raise ValueError(f"{RUNTIME} has no file {name}: another version is needed")
+                (folder / name).write_bytes(source.read())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
