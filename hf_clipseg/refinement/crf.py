@@ -64,7 +64,7 @@ def _mean_field(image, probabilities, iterations: int, smooth, colour) -> torch.
     positions = pixel_positions(height, width, image.device)
     colours = image.flatten(1).T / colour[2]
     terms = (
-        smoothness_filter(height, width, smooth[1], smooth[0], image.device),
+        smoothness_filter(height, width, smooth[1], smooth[0], image.device, scores.dtype),
         SymmetricFilter(torch.cat([positions / colour[1], colours], dim=1), colour[0]),
     )
     for _ in range(iterations):
@@ -76,9 +76,11 @@ def _mean_field(image, probabilities, iterations: int, smooth, colour) -> torch.
 
 
 @functools.lru_cache(maxsize=2)
-def smoothness_filter(height: int, width: int, distance: float, weight: float, device: torch.device) -> "SymmetricFilter":
+def smoothness_filter(
+    height: int, width: int, distance: float, weight: float, device: torch.device, dtype: torch.dtype
+) -> "SymmetricFilter":
     """The term without colours is the same for all images of a size."""
-    return SymmetricFilter(pixel_positions(height, width, device) / distance, weight)
+    return SymmetricFilter(pixel_positions(height, width, device).to(dtype) / distance, weight)
 
 
 def pixel_positions(height: int, width: int, device=None) -> torch.Tensor:
