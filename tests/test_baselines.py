@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import (
-    CLIPSegConfig,
     CLIPSegForImageSegmentation,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -21,7 +20,6 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
     SwinConfig,
-    ViTImageProcessor,
 )
 
 from demo.limits import Ticket
@@ -31,6 +29,7 @@ from hf_clipseg.evaluation.metrics import ConfusionMatrix
 from hf_clipseg.processing.inference import segment
 from training.evaluate import evaluate, parse_arguments
 
+from .hub_cache import save_clipseg
 from .tiny import tiny_tokenizer
 
 # COCO's class (1 to 80 in `coco_mini`) of every VOC class that has one; all other classes are background
@@ -178,17 +177,8 @@ def test_the_app_compares_a_baseline(oneformer, picture):
 
 @pytest.fixture
 def clipseg(tmp_path):
-    text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "max_position_embeddings": 16, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 2}  # fmt: skip
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32,
-              "patch_size": 8}  # fmt: skip
-    config = CLIPSegConfig(
-        text_config=text, vision_config=vision, projection_dim=16, extract_layers=[0, 1, 2], reduce_dim=8,
-        decoder_num_attention_heads=2, decoder_intermediate_size=16, conditional_layer=0,
-    )  # fmt: skip
-    folder = save(CLIPSegForImageSegmentation(config), ViTImageProcessor(size={"height": 32, "width": 32}), tmp_path)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    save_clipseg(tmp_path)
+    return tmp_path
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from hf_clipseg.clip.class_files import class_names_of_argument
 from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.drawing.overlay import overlay
 
-from .data.file_checks import FileCheck, Finding, check_files, label_table, looks_binary, totals
+from .data.file_checks import FileCheck, Finding, check_files, label_table, looks_binary, totals, twin_finding
 from .data.layouts import find_validation
 from .data.rows import split_names
 from .data.sources import load_source
@@ -254,20 +254,6 @@ def palette_finding(checks: Sequence[FileCheck]) -> Finding | None:
                     "classes, give them with --colour_map"
                 )
     return None
-
-
-def twin_finding(checks: dict[str, list[FileCheck]]) -> Finding | None:
-    """The same photograph in two splits: scores would be too good."""
-    places: dict[str, tuple[str, str]] = {}
-    twins = []
-    for split, of_split in checks.items():
-        for check in of_split:
-            other, key = places.setdefault(check.content, (split, check.key))
-            if check.content and other != split:
-                twins.append(f"{split} {check.key} = {other} {key}")
-    if not twins:
-        return None
-    return Finding(f"{len(twins)} images are in two splits, such as {twins[:3]}: scores on them would be too good", fatal=False)
 
 
 def training_command(options: dict, splits: Sequence[str], findings: Sequence[Finding]) -> str:

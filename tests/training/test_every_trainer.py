@@ -13,25 +13,14 @@ from transformers import CLIPModel
 from hf_clipseg import CocuForSemanticSegmentation
 from training import evaluate, train_clip, train_cocu, train_mvp_seg, train_vpl
 
-from ..tiny import save_tiny_clip
 from ..tiny_groupvit import tiny_groupvit_config
 from .test_train_clip import TINY
 from .test_train_mvp_seg import NAMES, arguments, save_folder
 from .test_train_vpl import SMALL
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 FRACTION = ["--validation_fraction", "0.34"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture

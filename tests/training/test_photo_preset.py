@@ -19,20 +19,9 @@ from training import train_mta_clip
 from training.export import export
 from training.settings.photo_presets import PHOTOS
 
-from ..tiny import save_tiny_clip
 from .test_train_mta_clip import SMALL, save_folder
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture(scope="module")

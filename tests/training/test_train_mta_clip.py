@@ -24,7 +24,7 @@ from training.data.feature_cache import CropSettings, crop
 from training.data.openers import open_masks
 from training.engine.loop import SampleKey
 
-from ..tiny import save_tiny_clip
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["sky", "boat|ship", "grass", "tree"]
@@ -50,19 +50,6 @@ def save_folder(folder, count=6):
         Image.fromarray(mask.astype(np.uint8)).save(folder / "masks" / f"{index}.png")
     (folder / "classes.txt").write_text("\n".join(NAMES))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Every run is a new script to Accelerate, which keeps its settings for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import CLIPModel, ResNetBackbone, ResNetConfig
 
 from hf_clipseg import MvpSegForSemanticSegmentation, MvpSegPlusForSemanticSegmentation, SegmentationProcessor
 from training import train_mvp_seg, train_mvp_seg_plus
 
-from ..tiny import save_tiny_clip
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 NAMES = ["sky", "boat", "grass", "tree"]
 UNSEEN = "boat,tree"
@@ -36,19 +35,6 @@ def save_folder(folder, names=NAMES, shuffle_unseen=False, count=6):
         Image.fromarray(mask.astype(np.uint8)).save(folder / "masks" / f"{index}.png")
     (folder / "classes.txt").write_text("\n".join(names))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Every run is a new script to Accelerate, which keeps its settings for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

@@ -179,3 +179,17 @@ def label_name(class_names: Sequence[str] | None, label: int) -> str:
     if class_names is None:
         return ""
     return class_names[label] if 0 <= label < len(class_names) else "OUT OF RANGE"
+
+
+def twin_finding(checks: Mapping[str, Sequence[Any]]) -> Finding | None:
+    """The same photograph in two splits. Checks are of masks or of texts; both have `content` and `key`."""
+    places: dict[str, tuple[str, str]] = {}
+    twins = []
+    for split, of_split in checks.items():
+        for check in of_split:
+            other, key = places.setdefault(check.content, (split, check.key))
+            if check.content and other != split:
+                twins.append(f"{split} {check.key} = {other} {key}")
+    if not twins:
+        return None
+    return Finding(f"{len(twins)} images are in two splits, such as {twins[:3]}: scores on them would be too good", fatal=False)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from hf_clipseg.drawing.overlay import contact_sheet
 
 from .caption_files import CAPTION_LAYOUTS
-from .file_checks import Finding
+from .file_checks import Finding, twin_finding
 from .layouts import recognise
 from .mask_layouts import MASK_LAYOUTS
 from .rows import find_layout
@@ -122,20 +122,7 @@ def text_findings(kind: str, checks: dict[str, list[TextCheck]]) -> list[Finding
             findings.append(Finding(f"tags of every image say nothing about where they are: {everywhere[:10]}", fatal=False))
     elif counts and (often := counts.most_common(1)[0])[1] > max(1, COMMON * len(everything)):
         findings.append(Finding(f"one caption is that of {often[1]} images: {often[0]!r}", fatal=False))
-    return findings + twins(checks)
-
-
-def twins(checks: dict[str, list[TextCheck]]) -> list[Finding]:
-    """The same photograph in two splits: scores would be too good."""
-    places: dict[str, tuple[str, str]] = {}
-    found = []
-    for split, of_split in checks.items():
-        for check in of_split:
-            other, key = places.setdefault(check.content, (split, check.key))
-            if check.content and other != split:
-                found.append(f"{split} {check.key} = {other} {key}")
-    text = f"{len(found)} images are in two splits, such as {found[:3]}: scores on them would be too good"
-    return [Finding(text, fatal=False)] if found else []
+    return findings + [finding for finding in (twin_finding(checks),) if finding]
 
 
 def text_command(kind: str, dataset_name: str, split: str) -> str:

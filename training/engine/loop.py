@@ -140,15 +140,14 @@ def train(
     checkpoints = Checkpoints(accelerator, settings, model, scheduler, ema, identity, processor)
     first_step = checkpoints.resume()
     announce(accelerator, settings, identity, model, first_step)
+    evaluated = ema.module if ema is not None else accelerator.unwrap_model(model)
     if settings.rehearsal_steps and first_step < settings.max_train_steps:
         estimate = rehearse(
             accelerator, settings, model, optimizer,
             lambda: iter(make_loader(accelerator, settings, dataset, collate, first_step)),
             lambda stream: accumulate_gradients(accelerator, settings, model, stream, compute_losses),
         )  # fmt: skip
-        ahead = getattr(on_step, "ahead", None)
-        validation = (0, 0.0) if ahead is None else ahead(first_step, ema.module if ema else accelerator.unwrap_model(model))
-        announce_estimate(estimate, settings, first_step, validation)
+        announce_estimate(estimate, settings, first_step, validations_ahead(on_step, first_step, evaluated))
 
     batches = iter(make_loader(accelerator, settings, dataset, collate, first_step))
     log = MetricsLog(accelerator, settings, identity["images_per_step"], first_step)
@@ -168,7 +167,7 @@ def train(
                 progress.set_postfix(loss=f"{values['loss']:.3f}", rate=f"{values['images_per_second']:.0f}/s")
             validated = None
             if on_step is not None:
-                validated = on_step(step, ema.module if ema is not None else accelerator.unwrap_model(model))
+                validated = on_step(step, evaluated)
                 if validated:
                     log(step, validated)
                 model.train()
@@ -185,7 +184,13 @@ def train(
     if stopped:
         end_stopped_run(accelerator, settings, step, stop)
     checkpoints.announce_best()
-    return (ema.module if ema is not None else accelerator.unwrap_model(model)).eval()
+    return evaluated.eval()
+
+
+def validations_ahead(on_step: Any, first_step: int, model: torch.nn.Module) -> tuple[int, float]:
+    """How many validations are to come, and the seconds of one; none where `on_step` does not say."""
+    ahead = getattr(on_step, "ahead", None)
+    return (0, 0.0) if ahead is None else ahead(first_step, model)
 
 
 def end_stopped_run(accelerator: Accelerator, settings: TrainingSettings, step: int, stop: StopSignal) -> None:
