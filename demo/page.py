@@ -40,7 +40,7 @@ def build_app(folder: str | os.PathLike = SHIPPED, extra: Sequence[str] = (), li
     PictureInput.limits = PicturesInput.limits = desk.bench.limits
     with GuardedBlocks(title="hf_clipseg", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(HEADER, elem_id="title")
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):  # on a phone every tab can be seen, none is in a menu
             with gr.Tab("Compare"):
                 compare_tab(page, desk)
             with gr.Tab("Teach it yourself"):

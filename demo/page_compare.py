@@ -123,7 +123,7 @@ def connect_results(desk: Desk, parts: Parts) -> None:
     """The right column: status, tiles, slider, what each method sees, and downloads."""
     status = gr.HTML(elem_id="status", elem_classes="quiet")
     result = gr.State()
-    with gr.Tabs():
+    with gr.Tabs(overflow_behavior="wrap"):
         with gr.Tab("Side by side"):
             tiles = gr.HTML(elem_id="tiles", js_on_load=None)
             parts.opacity.render()
@@ -158,7 +158,7 @@ def insight_tabs(desk: Desk, result: gr.State) -> None:
     """One tab per method that a checkpoint is there for; its pictures are made when the tab is opened."""
     present = {checkpoint.model_type for checkpoint in desk.bench.checkpoints.values()}
     gr.HTML('<p class="quiet">Opening a tab looks at the picture of the last comparison through that method.</p>')
-    with gr.Tabs(selected="none", elem_id="insight-tabs"):
+    with gr.Tabs(selected="none", overflow_behavior="wrap", elem_id="insight-tabs"):
         for model_type, method in METHODS.items():
             if model_type not in present:
                 continue

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -57,7 +57,7 @@ def page(driver, url):
 
 def wait(driver, condition):
     """Waits until `condition()` is true, and returns it. The page redraws its elements at any time."""
-    ignored = [StaleElementReferenceException]
+    ignored = [StaleElementReferenceException, ElementNotInteractableException]  # the latter: clicked as it moved
     return WebDriverWait(driver, 30, 0.1, ignored_exceptions=ignored).until(lambda _: condition())
 
 
@@ -89,7 +89,16 @@ def tick_only(driver, title):
 
 
 def tab(driver, name):
-    driver.find_element(By.XPATH, f"//button[@role='tab' and normalize-space()='{name}']").click()
+    """Opens a tab; the row of tabs is drawn anew when it has been measured, so the button may come late, or move."""
+
+    def pressed():
+        buttons = driver.find_elements(By.XPATH, f"//button[@role='tab' and normalize-space()='{name}']")
+        if not buttons or not buttons[0].is_displayed():
+            return False
+        buttons[0].click()
+        return True
+
+    wait(driver, pressed)
 
 
 def transparent_share(driver, tile=0):
