@@ -2,8 +2,8 @@
 
 Command:   python -m training.train_mvp_seg --output_dir runs/mvp-seg-toyscapes
 
-CLIP is frozen, so its features are computed once (`feature_cache`). With the defaults this trains the shipped
-`model_cards/mvp-seg-toyscapes`; its card has hardware, runtime and scores.
+CLIP is frozen, so its features are computed once (`feature_cache`). The shipped `model_cards/mvp-seg-toyscapes` was trained
+with `--orthogonality text --spread_weight 0`; its card has hardware, runtime and scores.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers.hf_argparser import HfArg
 
 from hf_clipseg import MvpSegConfig, MvpSegForSemanticSegmentation, SegmentationProcessor
-from hf_clipseg.clip.multi_view import fused_embeds
+from hf_clipseg.clip.multi_view import class_spread, fused_embeds
 from hf_clipseg.clip.text_bank import average_templates
 
 from .data.feature_cache import CropCache, cache_features
@@ -46,6 +46,8 @@ from .settings.training_settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
+HAND_WRITTEN = "a photo of a {}"
+"""What the class spread of learned prompts is compared with."""
 
 MODEL_FIELDS = (
     "attention_variant", "keep_residual", "num_views", "num_prompt_tokens", "fusion", "orthogonality", "global_refinement",
@@ -69,6 +71,9 @@ class PromptArguments:
     weight_decay: float = HfArg(default=0.0, help="of the prompts")
     warmup_steps: int = HfArg(default=20, help="the learning rate rises linearly")
     anchor_weight: float = HfArg(default=0.5, help="keep the fused text of a class near its template ensemble; paper: 0")
+    spread_weight: float = HfArg(
+        default=1.0, help="keep each view's class spread at or below that of hand-written prompts; paper: 0"
+    )
     gradient_checkpointing: bool = HfArg(default=False, help="less memory in the text encoder, more time")
 
 
@@ -130,14 +135,25 @@ def build_model(args: argparse.Namespace, processor: SegmentationProcessor) -> M
 class Losses:
     """(model, batch) -> named losses over the seen classes, for the training loop.
 
+    Two losses are ours. The anchor keeps the mean direction of a name's views near its template ensemble, as KgCoOp (arXiv
+    2303.13283) does for unseen classes' sake. The spread keeps views from forgetting the class: random contexts start with
+    texts that are much more alike from class to class than hand-written ones are, and nothing else changes that, because
+    what all classes share cancels in the softmax over classes. With s_i the mean cosine of different classes in view i, and s
+    the same of `HAND_WRITTEN`: `L_spread = mean_i max(0, s_i - s)`.
+
     Args:
         names: `input_ids`, `name_ids` and `class_ids` of the seen classes.
-        anchors: `(names, dim)`, their template ensembles; with `anchor_weight` the mean direction of a name's views is kept
-            near its anchor, as KgCoOp (arXiv 2303.13283) does for unseen classes' sake.
+        anchors: `(names, dim)`, their template ensembles.
+        by_hand: `(names, dim)`, their hand-written prompts.
+        anchor_weight, spread_weight: of these two losses.
     """
 
-    def __init__(self, names: dict[str, torch.Tensor], anchors: torch.Tensor, anchor_weight: float):
+    def __init__(
+        self, names: dict[str, torch.Tensor], anchors: torch.Tensor, by_hand: torch.Tensor, anchor_weight: float,
+        spread_weight: float,
+    ):  # fmt: skip
         self.names, self.anchors, self.anchor_weight = names, anchors, anchor_weight
+        self.spread_by_hand, self.spread_weight = class_spread(by_hand), spread_weight
 
     def __call__(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         outputs = model(**batch, **self.names)
@@ -146,15 +162,28 @@ class Losses:
             fused = fused_embeds(outputs.view_embeds[1:], "renormalised_sum")
             losses["anchor"] = 1 - F.cosine_similarity(fused, self.anchors.to(fused.dtype), dim=-1).mean()
             losses["loss"] = losses["loss"] + self.anchor_weight * losses["anchor"]
-        return losses
+        spreads = class_spread(outputs.view_embeds)
+        if self.spread_weight:
+            losses["spread"] = (spreads[1:] - self.spread_by_hand).clamp(min=0).mean()
+            losses["loss"] = losses["loss"] + self.spread_weight * losses["spread"]
+        return losses | self.logged_spreads(spreads.detach(), has_global=outputs.presence_logits is not None)
+
+    def logged_spreads(self, spreads: torch.Tensor, has_global: bool) -> dict[str, torch.Tensor]:
+        """Class spread of every prompt in use and, beside them, of the hand-written one; see `class_spread`."""
+        named = {f"class_spread/view_{number}": spread for number, spread in enumerate(spreads) if number}
+        if has_global:
+            named["class_spread/global"] = spreads[0]
+        return named | {"class_spread/by_hand": self.spread_by_hand}
 
 
 def make_losses(args: argparse.Namespace, model, processor, split: ZeroShotLabels, device) -> Losses:
-    names = processor(class_names=split.seen_names, templates="name").to(device)
-    ensemble = processor(class_names=split.seen_names, templates="ensemble").to(device)
-    with torch.no_grad():
-        anchors = average_templates(model.clip.encode_text(ensemble["input_ids"]), ensemble["name_ids"])
-    return Losses(dict(names), anchors, args.anchor_weight)
+    def texts(templates: str) -> torch.Tensor:
+        inputs = processor(class_names=split.seen_names, templates=templates).to(device)
+        with torch.no_grad():
+            return average_templates(model.clip.encode_text(inputs["input_ids"]), inputs["name_ids"])
+
+    names = dict(processor(class_names=split.seen_names, templates="name").to(device))
+    return Losses(names, texts("ensemble"), texts(HAND_WRITTEN), args.anchor_weight, args.spread_weight)
 
 
 def make_optimizer(args: argparse.Namespace, model) -> torch.optim.Optimizer:
@@ -198,7 +227,7 @@ def run(args: argparse.Namespace) -> MvpSegForSemanticSegmentation:
         processor=processor,
         identity={
             "data": source.description, "class_names": split.class_names, "unseen": split.unseen_names,
-            "anchor_weight": args.anchor_weight, "prompt_words": args.prompt_words,
+            "anchor_weight": args.anchor_weight, "spread_weight": args.spread_weight, "prompt_words": args.prompt_words,
             **config_values(args, ZeroShotArguments, leave_out=("cache_dir", "unseen")),
         },
     )  # fmt: skip

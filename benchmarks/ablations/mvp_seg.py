@@ -2,17 +2,17 @@
 
     python -m benchmarks.ablations.mvp_seg --output_dir runs/mvp-seg-ablations           # train and score; skips what is done
     python -m benchmarks.ablations.mvp_seg --output_dir runs/mvp-seg-ablations --tables  # mean and deviation, as Markdown
+    python -m benchmarks.ablations.mvp_seg --clip openai/clip-vit-base-patch16 --keep_residual --image_size 224 \\
+        --dataset_name my-photos --validation_fraction 0.2 --split validation --unseen cow,boat --output_dir runs/photos
 
 Every run is `training.train_mvp_seg` (or `..._plus`) with the options below, on features that are computed once, and is scored
-on the same Toyscapes test scenes at full resolution. A finished run leaves one JSON file; a run without one is done again.
-Standard deviations are over seeds (n - 1).
+on the same images: Toyscapes test scenes at full resolution, of other data the centred square of `--image_size` pixels. A
+finished run leaves one JSON file; a run without one is done again. Standard deviations are over seeds (n - 1).
 """
 
 import argparse
-import json
 import logging
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
+from torch.nn import functional as F
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
-from hf_clipseg.clip.multi_view import pairwise_overlap
+from hf_clipseg.clip.multi_view import centre_classes, class_spread, pairwise_overlap
 from hf_clipseg.clip.text_bank import TEMPLATES
 from hf_clipseg.constants import IGNORE_INDEX
 from hf_clipseg.evaluation.metrics import ConfusionMatrix, summarise
@@ -36,13 +37,11 @@ from training.data.zero_shot import ZeroShotLabels, choose_split
 from training.engine.provenance import provenance, write_json
 from training.evaluation.oracle import fit_linear_probe, grid_shares
 
+from .mvp_seg_tables import COLUMNS, DROPPED, VOCABULARIES, draw, tables
+
 logger = logging.getLogger(__name__)
 
-IMAGE_SIZE = 128
-TRAIN_IMAGES = 1200
-TEST_IMAGES = 400
 OTHER_TEMPLATE = "there is a {} in the scene"
-VOCABULARIES = ("names", "synonyms", "other template")
 BASELINE_TEMPLATES = {**TEMPLATES, "noun": NOUN_TEMPLATES}
 
 FIRST_WORDS = ("a photo of a", "a picture of the", "a drawing of a", "a view of the")
@@ -50,6 +49,7 @@ FIRST_WORDS = ("a photo of a", "a picture of the", "a drawing of a", "a view of 
 # Options that differ from the defaults of training.train_mvp_seg. `default` is the shipped model.
 VARIANTS: dict[str, list[str]] = {
     "default": [],
+    "OCLoss text, spread free": ["--orthogonality", "text", "--spread_weight", "0"],
     "k=1": ["--num_views", "1"],
     "k=2": ["--num_views", "2"],
     "k=4": ["--num_views", "4"],
@@ -63,6 +63,7 @@ VARIANTS: dict[str, list[str]] = {
     "fusion logsumexp": ["--fusion", "logsumexp"],
     "all as in the paper": [
         "--orthogonality", "prompt", "--global_refinement", "paper", "--presence_loss", "positive", "--anchor_weight", "0",
+        "--spread_weight", "0",
     ],
     "no anchor": ["--anchor_weight", "0"],
     "GPR no threshold, full BCE": ["--global_refinement", "paper", "--presence_loss", "multilabel"],
@@ -73,6 +74,8 @@ PLUS_VARIANTS: dict[str, list[str]] = {
     "MVP-SEG+": [],
     "MVP-SEG+ without self-training": ["--teacher_steps", "1000000"],
 }
+
+RUNS = (*VARIANTS, *PLUS_VARIANTS)
 
 
 class Vocabulary:
@@ -111,11 +114,12 @@ def first_synonyms(class_names: Sequence[str]) -> list[str]:
     return [SYNONYMS[name][0] for name in class_names]
 
 
-def three_vocabularies(class_names: Sequence[str], templates) -> dict[str, dict]:
-    """Arguments of the processor for: the training names, the first synonym of each, another template."""
+def vocabularies_of(class_names: Sequence[str], templates, has_synonyms: bool) -> dict[str, dict]:
+    """Arguments of the processor for: the training names, the first synonym of each (Toyscapes), another template."""
+    synonyms = {"synonyms": {"class_names": first_synonyms(class_names), "templates": templates}} if has_synonyms else {}
     return {
         "names": {"class_names": class_names, "templates": templates},
-        "synonyms": {"class_names": first_synonyms(class_names), "templates": templates},
+        **synonyms,
         "other template": {"class_names": class_names, "templates": OTHER_TEMPLATE},
     }
 
@@ -124,31 +128,51 @@ class Study:
     """Data, caches and folders that all runs share."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.clip, self.folder = arguments.clip, Path(arguments.output_dir)
+        self.arguments, self.clip, self.folder = arguments, arguments.clip, Path(arguments.output_dir)
         self.cache_dir = str(self.folder / "cache")
-        self.keep_residual = arguments.keep_residual
+        self.keep_residual, self.drawn = arguments.keep_residual, arguments.dataset_name == "toyscapes"
         self.processor = SegmentationProcessor.from_clip(self.clip, templates="name")
         self.mask_clip = MaskClipForSemanticSegmentation.from_clip(self.clip, keep_residual=self.keep_residual)
-        source = load_source("toyscapes", arguments.split, limit=TEST_IMAGES, seed=0)
-        self.split = choose_split(source.class_names, arguments.unseen)
-        true_unseen = choose_split(source.class_names, "toyscapes").unseen_ids
-        self.vocabulary = Vocabulary(self.split, true_unseen if arguments.tuning else ())
-        self.source, self.settings = source, CropSettings(IMAGE_SIZE)
-        cache = cache_features(self.mask_clip, source, self.processor, self.settings, cache_dir=self.cache_dir)
+        self.source, self.settings = self.open(arguments.split, arguments.test_images), CropSettings(arguments.image_size)
+        self.split = choose_split(self.source.class_names, arguments.unseen)
+        if arguments.tuning and not self.drawn:
+            raise ValueError("--tuning leaves out the unseen classes of toyscapes: leave it away with --dataset_name.")
+        left_out = choose_split(self.source.class_names, "toyscapes").unseen_ids if arguments.tuning else ()
+        self.vocabulary = Vocabulary(self.split, left_out)
+        cache = cache_features(self.mask_clip, self.source, self.processor, self.settings, cache_dir=self.cache_dir)
         self.test = TestSet(cache, self.vocabulary)
 
+    def open(self, split: str, limit: int):
+        """Images and masks; Toyscapes scenes are always those of seed 0."""
+        a = self.arguments
+        return load_source(
+            a.dataset_name, split, classes_file=a.classes, validation_fraction=a.validation_fraction, limit=limit, seed=0,
+            size=(a.image_size, a.image_size),
+        )  # fmt: skip
+
+    def vocabularies(self, templates) -> dict[str, dict]:
+        return vocabularies_of(self.vocabulary.names, templates, has_synonyms=self.drawn)
+
     def shared_options(self, seed: int, output_dir: Path) -> list[str]:
-        return [
-            "--output_dir", str(output_dir), "--seed", str(seed), "--cache_dir", self.cache_dir,
-            "--limit", str(TRAIN_IMAGES), "--unseen", ",".join(self.split.unseen_names),
-            "--resume_from_checkpoint", "latest",
-        ]  # fmt: skip
+        a = self.arguments
+        options = {
+            "output_dir": output_dir, "seed": seed, "cache_dir": self.cache_dir, "dataset_name": a.dataset_name,
+            "limit": a.train_images, "image_size": a.image_size, "unseen": ",".join(self.split.unseen_names),
+            "resume_from_checkpoint": "latest",
+        }  # fmt: skip
+        if a.classes is not None:
+            options["classes"] = a.classes
+        if a.validation_fraction is not None:  # which images are trained on; the runs' own scores are not used
+            options |= {"validation_fraction": a.validation_fraction, "validation_limit": 1, "validation_pictures": 0}
+        if a.max_train_steps is not None:
+            options["max_train_steps"] = a.max_train_steps
+        return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
     def baselines(self) -> dict:
         """MaskCLIP with every template list, with synonyms and with another template, and the oracle."""
         model, figures = self.mask_clip, {}
         for name, templates in BASELINE_TEMPLATES.items():
-            for vocabulary, arguments in three_vocabularies(self.vocabulary.names, templates).items():
+            for vocabulary, arguments in self.vocabularies(templates).items():
                 inputs = self.processor(**arguments)
                 embeds = model.encode_names(inputs["input_ids"], inputs["name_ids"])
                 figures[f"{name}, {vocabulary}"] = self.test.score(
@@ -160,7 +184,7 @@ class Study:
 
     def fit_oracle(self, images: int = 500):
         """The linear probe of `training.evaluation.oracle`, fitted with the ground truth of all classes on training scenes."""
-        source = load_source("toyscapes", "train", limit=images, seed=0)
+        source = self.open("train", images)
         cache = cache_features(self.mask_clip, source, self.processor, self.settings, cache_dir=self.cache_dir)
         features, shares = [], []
         for index in range(len(cache)):
@@ -176,14 +200,37 @@ class Study:
         """Figures of a trained MVP-SEG model in some of the three vocabularies, and how far its views agree."""
         figures = {}
         for vocabulary in vocabularies:
-            arguments = three_vocabularies(self.vocabulary.names, "name")[vocabulary]
-            names = dict(self.processor(**arguments))
+            names = dict(self.processor(**self.vocabularies("name")[vocabulary]))
             figures[vocabulary] = self.test.score(lambda features, names=names: model(patch_embeds=features, **names).logits)
+        if model.config.global_refinement != "none":
+            figures[DROPPED] = self.test.score(self.without_refinement(model))
         views = model.class_embeds[1:]
         pairs = max(1, len(views) * (len(views) - 1) // 2)
         figures["text_overlap"] = float(pairwise_overlap(views)) / pairs
-        figures["prompt_overlap"] = float(pairwise_overlap(model.prompts.contexts[1:].mean(1))) / pairs
+        figures["centred_overlap"] = float(pairwise_overlap(centre_classes(views))) / pairs
+        figures["class_spread"] = self.class_spreads(model)
+        figures["prompt_overlap"] = float(pairwise_overlap(model.prompts.contexts[1:].detach().mean(1))) / pairs
         return figures
+
+    def without_refinement(self, model):
+        """Global Prompt Refining in training only: `log g` is taken off again."""
+        names = dict(self.processor(**self.vocabularies("name")["names"]))
+
+        def predict(features: torch.Tensor) -> torch.Tensor:
+            outputs = model(patch_embeds=features, **names)
+            return outputs.logits - F.logsigmoid(outputs.presence_logits)[:, :, None, None]
+
+        return predict
+
+    def class_spreads(self, model) -> dict[str, float]:
+        """Mean cosine of different classes: in each view, of the global prompt where it is used, of prompts by hand."""
+        inputs = self.processor(class_names=self.split.class_names, templates=train_mvp_seg.HAND_WRITTEN)
+        by_hand = self.mask_clip.encode_names(inputs["input_ids"], inputs["name_ids"])
+        spreads = class_spread(model.class_embeds).tolist()
+        named = {f"view {number}": spread for number, spread in enumerate(spreads) if number}
+        if model.config.global_refinement != "none":
+            named["global"] = spreads[0]
+        return named | {"by hand": float(class_spread(by_hand))}
 
     def train_prompts(self, options: list[str], seed: int, output_dir: Path):
         return train_mvp_seg.run(
@@ -198,7 +245,7 @@ class Study:
         started = time.perf_counter()
         model = self.train_prompts(VARIANTS[name], seed, work)
         seconds = time.perf_counter() - started
-        figures = self.score_prompts(model, VOCABULARIES if name == "default" else VOCABULARIES[:1])
+        figures = self.score_prompts(model, self.vocabularies("name") if name == "default" else VOCABULARIES[:1])
         keep_only_final(work, keep=name == "default")
         return {"figures": figures, "train_seconds": seconds, "options": VARIANTS[name]}
 
@@ -211,8 +258,8 @@ class Study:
         seconds = time.perf_counter() - started
         cache = cache_pixels(self.source, self.processor, self.settings, cache_dir=self.cache_dir)
         figures = {}
-        for vocabulary in VOCABULARIES if name == "MVP-SEG+" else VOCABULARIES[:1]:
-            names = dict(self.processor(**three_vocabularies(self.vocabulary.names, "name")[vocabulary]))
+        for vocabulary in self.vocabularies("name") if name == "MVP-SEG+" else VOCABULARIES[:1]:
+            names = dict(self.processor(**self.vocabularies("name")[vocabulary]))
             figures[vocabulary] = TestSet(cache, self.vocabulary).score(
                 lambda pixels, names=names: student(pixels, **names).logits
             )
@@ -247,81 +294,31 @@ def run_all(arguments: argparse.Namespace) -> None:
         logger.info("%s, seed %d: %s", name, seed, {column: summary.get(column) for column in COLUMNS})
 
 
-COLUMNS = ("mIoU", "mIoU_seen", "mIoU_unseen", "hIoU")
-
-
-def cell(values: list[float]) -> str:
-    """Mean and deviation in points."""
-    mean = 100 * statistics.mean(values)
-    return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f} ± {100 * statistics.stdev(values):.1f}"
-
-
-def tables(folder: Path) -> str:
-    """All finished runs as Markdown."""
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    lines = []
-    for vocabulary in VOCABULARIES:
-        lines += [f"\n### {vocabulary}\n", f"| run | n | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
-        for result in results:
-            if result["name"] == "baselines":
-                rows = {
-                    key: value for key, value in result["figures"].items() if key.endswith(f", {vocabulary}") or key == "oracle"
-                }
-                for key, figures in rows.items():
-                    lines.append(f"| MaskCLIP {key} | 1 | {' | '.join(cell([figures[column]]) for column in COLUMNS)} |")
-        for name in (*VARIANTS, *PLUS_VARIANTS):
-            figures = [
-                result["figures"][vocabulary]
-                for result in results
-                if result["name"] == name and vocabulary in result["figures"]
-            ]
-            if figures:
-                cells = " | ".join(cell([figure[column] for figure in figures]) for column in COLUMNS)
-                lines.append(f"| {name} | {len(figures)} | {cells} |")
-    return "\n".join(lines)
-
-
-def draw(folder: Path, picture: Path) -> None:
-    """Seen and unseen mIoU of every variant with its deviation; lines mark MaskCLIP's best templates and the oracle."""
-    import matplotlib.pyplot as plt  # for this figure only, so no requirement of the project
-
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    names = [name for name in (*VARIANTS, *PLUS_VARIANTS) if any(result["name"] == name for result in results)]
-    baselines = next(result["figures"] for result in results if result["name"] == "baselines")
-    best = max((key for key in baselines if key.endswith(", names")), key=lambda key: baselines[key]["hIoU"])
-    plot, axes = plt.subplots(1, 2, figsize=(10, 0.32 * len(names) + 1.2), sharey=True, layout="constrained")
-    for axis, column in zip(axes, ("mIoU_seen", "mIoU_unseen"), strict=True):
-        for row, name in enumerate(names):
-            values = [100 * result["figures"]["names"][column] for result in results if result["name"] == name]
-            deviation = statistics.stdev(values) if len(values) > 1 else 0
-            axis.errorbar(statistics.mean(values), row, xerr=deviation, fmt="o", color="C0", capsize=3)
-        axis.axvline(100 * baselines[best][column], color="C1", linestyle="--", label=f"MaskCLIP, {best.split(',')[0]}")
-        axis.axvline(100 * baselines["oracle"][column], color="C2", linestyle="--", label="oracle probe")
-        axis.set(title=column.replace("_", ", ") + " (points)", yticks=range(len(names)), yticklabels=names)
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].invert_yaxis()
-    axes[1].legend(loc="best", fontsize=8)
-    plot.savefig(picture, dpi=90)
-
-
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/mvp-seg-ablations")
     parser.add_argument("--clip", default="model_cards/clip-toyscapes")
     parser.add_argument("--keep_residual", action=argparse.BooleanOptionalAction, default=False)
-    parser.add_argument("--split", default="test", help="scenes that are scored")
-    parser.add_argument("--unseen", default="toyscapes")
+    parser.add_argument("--dataset_name", default="toyscapes", help="any data set with masks, as of the training scripts")
+    parser.add_argument("--classes", help="class names, as of the training scripts")
+    parser.add_argument("--validation_fraction", type=float, help="scored part of a data set without splits")
+    parser.add_argument("--split", default="test", help="images that are scored (%(default)s)")
+    parser.add_argument("--unseen", default="toyscapes", help="names parted by commas, or a split (%(default)s)")
+    parser.add_argument("--image_size", type=int, default=128, help="side of crops in pixels (%(default)s)")
+    parser.add_argument("--train_images", type=int, default=1200)
+    parser.add_argument("--test_images", type=int, default=400)
+    parser.add_argument("--max_train_steps", type=int, help="of both stages; default: those of the scripts")
     parser.add_argument("--tuning", action="store_true", help="leave the unseen classes of Toyscapes out of the scores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="names of runs")
     parser.add_argument("--tables", action="store_true", help="print the finished runs and stop")
     parser.add_argument("--figure", help="draw the finished runs to this PNG file and stop")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if arguments.tables:
-        print(tables(Path(arguments.output_dir)))
+        print(tables(Path(arguments.output_dir), RUNS))
     elif arguments.figure:
-        draw(Path(arguments.output_dir), Path(arguments.figure))
+        draw(Path(arguments.output_dir), RUNS, Path(arguments.figure))
     else:
         run_all(arguments)
 

@@ -76,3 +76,22 @@ def pairwise_overlap(vectors: torch.Tensor) -> torch.Tensor:
     unit = nn.functional.normalize(vectors.float(), dim=-1)
     cosines = torch.einsum("i...d,j...d->ij...", unit, unit).abs()
     return cosines.flatten(2).mean(-1).triu(diagonal=1).sum() if vectors.dim() > 2 else cosines.triu(diagonal=1).sum()
+
+
+def centre_classes(view_embeds: torch.Tensor) -> torch.Tensor:
+    """`view_embeds (views, names, dim)` less the mean of each view over names, which a softmax over classes does not see."""
+    return view_embeds - view_embeds.mean(dim=-2, keepdim=True)
+
+
+def class_spread(embeds: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of the embeddings of different names: near 1 the names hardly matter.
+
+    Args:
+        embeds: `(..., names, dim)`, of any length.
+
+    Returns:
+        `(...)`, float32; 0 for a single name.
+    """
+    count = embeds.shape[-2]
+    total = nn.functional.normalize(embeds.float(), dim=-1).sum(dim=-2)
+    return (total.square().sum(dim=-1) - count) / max(1, count * (count - 1))

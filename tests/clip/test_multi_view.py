@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from hf_clipseg.clip.multi_view import FUSIONS, LINEAR_FUSIONS, fused_embeds, fused_logits, pairwise_overlap, view_maps
+from hf_clipseg.clip.multi_view import (
+    FUSIONS,
+    LINEAR_FUSIONS,
+    centre_classes,
+    class_spread,
+    fused_embeds,
+    fused_logits,
+    pairwise_overlap,
+    view_maps,
+)
 from hf_clipseg.clip.similarity import cosine_maps
 
 
@@ -80,6 +89,26 @@ def test_overlap():
     assert pairwise_overlap(twice).item() == pytest.approx(2 * 0.5**0.5)
     half = torch.stack([vectors, torch.eye(3, 2) * 0 + torch.tensor([1.0, 0.0])], dim=1)  # the second name's views agree
     assert pairwise_overlap(half).item() == pytest.approx((2 * 0.5**0.5 + 3) / 2)
+
+
+def test_class_spread_equals_loops():
+    views = torch.randn(2, 4, 16, dtype=torch.float64)
+    for view, spread in zip(views, class_spread(views), strict=True):
+        pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
+        cosines = [float(view[a] @ view[b] / view[a].norm() / view[b].norm()) for a, b in pairs]
+        assert float(spread) == pytest.approx(sum(cosines) / len(pairs), abs=1e-6)
+    assert class_spread(views[:, :1]).tolist() == pytest.approx([0, 0], abs=1e-6)  # a single name has nothing to differ from
+    assert float(class_spread(torch.ones(3, 5))) == pytest.approx(1)
+
+
+def test_a_constant_moves_views_apart_and_centred_ones_not():
+    """What the overlap of texts can be satisfied by, and the overlap of centred ones cannot."""
+    _, views = random_views(2, 6)
+    views[1] = views[0]
+    moved = torch.stack([views[0], views[1] + 20 * normalize(torch.randn(16), dim=0)])
+    assert pairwise_overlap(views).item() == pytest.approx(1, abs=1e-5)
+    assert pairwise_overlap(moved) < 0.7 and class_spread(moved)[1] > 0.95
+    assert pairwise_overlap(centre_classes(moved)).item() == pytest.approx(1, abs=1e-4)
 
 
 def test_unknown_fusion():

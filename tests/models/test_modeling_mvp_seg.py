@@ -17,7 +17,7 @@ from ..precision import assert_same, in_double
 
 class TestMvpSeg(ModelingContract):
     model_class = MvpSegForSemanticSegmentation
-    config_fields = {"num_prompt_tokens": 4, "num_views": 2}
+    config_fields = {"num_prompt_tokens": 4, "num_views": 2, "global_refinement": "threshold"}
 
     def computed_before(self, model, pixel_values):
         return {"patch_embeds": model.dense_features(pixel_values)}
@@ -132,7 +132,7 @@ class TestMvpSeg(ModelingContract):
         torch.testing.assert_close(model.encode_names(several["input_ids"], several["name_ids"]), mean)
 
     @pytest.mark.parametrize("refinement", ["none", "paper", "threshold"])
-    @pytest.mark.parametrize("orthogonality", ["none", "prompt", "text"])
+    @pytest.mark.parametrize("orthogonality", ["none", "prompt", "text", "centred"])
     def test_named_losses_follow_the_switches(self, clip_folder, processor, refinement, orthogonality):
         model = self.build(clip_folder, global_refinement=refinement, orthogonality=orthogonality).train()
         outputs = model(**self.training_inputs(processor))
@@ -143,9 +143,14 @@ class TestMvpSeg(ModelingContract):
         torch.testing.assert_close(outputs.loss.detach(), total)
         outputs.loss.backward()
         assert (model.presence_threshold.grad is not None) == (refinement == "threshold")
+        assert model.presence_scale.requires_grad == (model.presence_scale.grad is not None) == (refinement != "none")
         if orthogonality == "prompt":
             means = nn.functional.normalize(model.prompts.contexts.detach().mean(1), dim=-1)
             assert outputs.losses["orthogonality"] == pytest.approx(abs(float(means[1] @ means[2])))
+        if orthogonality == "centred":
+            first, second = (view - view.mean(0) for view in outputs.view_embeds.detach()[1:])
+            expected = nn.functional.cosine_similarity(first, second).abs().mean()
+            torch.testing.assert_close(outputs.losses["orthogonality"], expected)
 
     def test_classes_without_text_encoder_cannot_be_trained(self, model, processor):
         model.drop_text_encoder()

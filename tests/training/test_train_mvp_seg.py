@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, ResNetBackbone, ResNetConfig
 
+from benchmarks.ablations import mvp_seg as driver
 from hf_clipseg import MvpSegForSemanticSegmentation, MvpSegPlusForSemanticSegmentation, SegmentationProcessor
 from training import train_mvp_seg, train_mvp_seg_plus
 
@@ -89,6 +90,61 @@ def test_prompts_are_learned_and_clip_is_not(trained, clip_folder):
     image = Image.new("RGB", (50, 30))
     baked, called = model(**processor(images=image)).logits, model(**processor(images=image, class_names=NAMES)).logits
     torch.testing.assert_close(baked, called)
+
+
+def spreads(model, processor, names):
+    """Mean cosine of different classes, pair by pair: of every prompt of `model`, and of the one by hand."""
+    inputs = dict(processor(class_names=names, templates="name"))
+    by_hand = model.clip.encode_text(processor(class_names=names, templates="a photo of a {}")["input_ids"])
+    with torch.no_grad():
+        views = [*model.encode_names(inputs["input_ids"], inputs["name_ids"]), by_hand]
+    pairs = [(a, b) for a in range(len(names)) for b in range(a)]
+    return [np.mean([torch.cosine_similarity(view[a], view[b], dim=0).item() for a, b in pairs]) for view in views]
+
+
+@pytest.mark.parametrize("refinement", ["none", "threshold"])
+def test_every_row_says_how_far_views_depend_on_the_class(refinement, clip_folder, data, tmp_path):
+    """At rate 0 the prompts that are logged are those of the result."""
+    model = train_prompts(clip_folder, data, tmp_path, "--learning_rate", "0", "--global_refinement", refinement)
+    expected = spreads(model, SegmentationProcessor.from_pretrained(tmp_path / "final"), ["sky", "grass"])
+    names = ["class_spread/global", *(f"class_spread/view_{view}" for view in (1, 2, 3)), "class_spread/by_hand"]
+    if refinement == "none":
+        del names[0], expected[0]
+    for row in log(tmp_path):
+        assert {name: row[name] for name in row if name.startswith("class_spread")} == pytest.approx(
+            dict(zip(names, expected, strict=True)), abs=2e-6
+        )
+
+
+def test_views_are_kept_from_forgetting_the_class(clip_folder, data, tmp_path):
+    """Random contexts drown the class, and only the loss on the spread brings it back."""
+    final = {}
+    for weight in ("0", "20"):
+        options = ["--spread_weight", weight, "--learning_rate", "0.1", "--logging_steps", "6"]
+        train_prompts(clip_folder, data, tmp_path / weight, *options)
+        (final[weight],) = log(tmp_path / weight)
+    excess = {
+        w: sum(row[f"class_spread/view_{v}"] - row["class_spread/by_hand"] for v in (1, 2, 3)) for w, row in final.items()
+    }
+    assert "spread" not in final["0"] and final["20"]["spread"] >= 0
+    assert excess["20"] < excess["0"] - 0.05
+
+
+def test_the_driver_of_the_tables_takes_any_clip_and_any_masks(clip_folder, data, tmp_path, capsys):
+    options = [
+        "--clip", str(clip_folder), "--dataset_name", str(data), "--validation_fraction", "0.34", "--split", "validation",
+        "--unseen", UNSEEN, "--image_size", "32", "--max_train_steps", "2", "--seeds", "0", "--output_dir", str(tmp_path),
+    ]  # fmt: skip
+    variants = driver.VARIANTS | {"default": ["--num_prompt_tokens", "4"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "VARIANTS", variants)
+        driver.main([*options, "--only", "baselines", "default", "MVP-SEG+"])
+    driver.main(["--output_dir", str(tmp_path), "--tables"])
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"| MaskCLIP ensemble, names", "| MaskCLIP oracle", "| default", "| MVP-SEG+"} <= set(rows)
+    figures = json.loads((tmp_path / "default-0.json").read_text())["figures"]
+    assert "synonyms" not in figures and set(figures["class_spread"]) == {"view 1", "view 2", "view 3", "global", "by hand"}
+    assert len(figures["names"]["per_class_iou"]) == 4
 
 
 @pytest.mark.parametrize("script", ["prompts", "student"])

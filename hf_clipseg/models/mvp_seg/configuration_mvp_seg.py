@@ -4,7 +4,7 @@ from ...clip.clip_backbone import KEEPS_RESIDUAL
 from ...clip.multi_view import FUSIONS
 from ..configuration_dense_clip import DenseClipConfig
 
-ORTHOGONALITY = ("none", "prompt", "text")
+ORTHOGONALITY = ("none", "prompt", "text", "centred")
 REFINEMENT = ("none", "paper", "threshold")
 PRESENCE_LOSSES = ("positive", "multilabel")
 
@@ -24,12 +24,12 @@ class MvpSegConfig(DenseClipConfig):
             Learnable tokens of each prompt.
         fusion (`str`, *optional*, defaults to `"sum"`):
             How the maps of the views become one: `sum` (paper), `renormalised_sum`, `max` or `logsumexp`.
-        orthogonality (`str`, *optional*, defaults to `"text"`):
+        orthogonality (`str`, *optional*, defaults to `"centred"`):
             What the orthogonality loss keeps apart: `prompt`, the mean tokens of the prompts (paper), `text`, the text
-            embeddings of each class, or `none`.
+            embeddings of each class, `centred`, those less the mean of their view over all classes, or `none`.
         global_refinement (`str`, *optional*, defaults to `"threshold"`):
             Global Prompt Refining: `paper`, `sigmoid(pooled / tau_2)`; `threshold`, `sigmoid((pooled - b) / tau_2)` with a
-            learnable b; or `none`.
+            learnable b; or `none`, which leaves the global prompt untrained and unused.
         presence_loss (`str`, *optional*, defaults to `"multilabel"`):
             What trains the global prompt: `positive`, the classes in the image only (paper), or `multilabel`, all classes.
         pooling_scale (`float`, *optional*, defaults to 50.0):
@@ -52,7 +52,7 @@ class MvpSegConfig(DenseClipConfig):
     num_views: int = 3
     num_prompt_tokens: int = 16
     fusion: str = "sum"
-    orthogonality: str = "text"
+    orthogonality: str = "centred"
     global_refinement: str = "threshold"
     presence_loss: str = "multilabel"
     pooling_scale: float = 50.0

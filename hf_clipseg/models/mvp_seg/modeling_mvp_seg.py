@@ -12,6 +12,9 @@ Deviations, each with the paper's form kept as a configuration:
 - `presence_loss="multilabel"`: with positives only, g = 1 everywhere is a perfect solution.
 - `global_refinement="threshold"`: without b, g < 1/2 needs a negative cosine, which CLIP hardly ever gives.
 - `orthogonality="text"`: mean prompt tokens are nearly orthogonal at random initialisation, the texts that they make are not.
+  But nine tenths of its gradient are common to all classes: it moves views apart by a constant, and they depend on the class
+  less and less. `centred` is |cos(u_i^c, u_j^c)| with u_i^c = t_i^c - mean_c t_i^c, where a constant counts nothing; alone it
+  empties all views but one, so it goes with `train_mvp_seg --spread_weight`, which bounds the mean cosine of classes in a view.
 - The refined mask `softmax(m_f) g` is kept as `m_f + log g`: the same argmax, and a proper cross-entropy.
 - Training adds a loss of its own that keeps the fused text of a class near its template ensemble (`train_mvp_seg
   --anchor_weight`; the paper has none: 0).
@@ -26,7 +29,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from ...clip.clip_backbone import DenseFeatures
-from ...clip.multi_view import fused_logits, pairwise_overlap, view_maps
+from ...clip.multi_view import centre_classes, fused_logits, pairwise_overlap, view_maps
 from ...clip.prompt_learner import INITIAL_STANDARD_DEVIATION, PromptLearner
 from ...clip.similarity import cosine_maps, max_over_synonyms
 from ...constants import IGNORE_INDEX
@@ -98,6 +101,7 @@ class MvpSegForSemanticSegmentation(DenseClipPreTrainedModel):
     def train(self, mode: bool = True):
         """Freezes what is not learned, here because `from_pretrained` makes every parameter anew and ends in `eval()`."""
         self.clip.requires_grad_(False)
+        self.presence_scale.requires_grad_(self.config.global_refinement != "none")
         self.presence_threshold.requires_grad_(self.uses_threshold)
         return super().train(mode)
 
@@ -204,7 +208,11 @@ class MvpSegForSemanticSegmentation(DenseClipPreTrainedModel):
         if presence_logits is not None:
             losses["presence"] = presence_loss(presence_logits, labels, self.config.presence_loss)
         if self.config.orthogonality != "none":
-            vectors = self.prompts.contexts.mean(dim=1) if self.config.orthogonality == "prompt" else view_embeds
+            vectors = {
+                "prompt": lambda: self.prompts.contexts.mean(dim=1),
+                "text": lambda: view_embeds,
+                "centred": lambda: centre_classes(view_embeds),
+            }[self.config.orthogonality]()
             is_supervised = (labels != IGNORE_INDEX).any()  # a batch without a label teaches nothing
             losses["orthogonality"] = pairwise_overlap(vectors[1:]) * is_supervised
         return losses
