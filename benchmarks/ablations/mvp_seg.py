@@ -99,13 +99,20 @@ class TestSet:
         self.cache, self.vocabulary, self.batch_size = cache, vocabulary, batch_size
 
     @torch.no_grad()
-    def score(self, predict) -> dict:
-        """`summarise` of the label maps that `predict(encoded) -> (batch, classes, h, w)` leads to."""
+    def score(self, predict, classes_known: bool = False) -> dict:
+        """`summarise` of the label maps that `predict(encoded) -> (batch, classes, h, w)` leads to.
+
+        Args:
+            classes_known: the ground truth says which classes an image shows, and only these are chosen from.
+        """
         confusion = ConfusionMatrix(len(self.vocabulary.ids))
         for first in range(0, len(self.cache), self.batch_size):
             encoded = torch.from_numpy(self.cache.encoded[first : first + self.batch_size]).float()
             masks = self.vocabulary.number[torch.from_numpy(self.cache.labels[first : first + self.batch_size]).long()]
             for logits, mask in zip(predict(encoded), masks, strict=True):
+                if classes_known:
+                    absent = torch.isin(torch.arange(len(logits)), mask, invert=True)
+                    logits = logits.masked_fill(absent[:, None, None], -1e4)
                 confusion.update(upsample_argmax(logits, mask.shape), mask)
         return summarise(confusion, self.vocabulary.unseen)
 
@@ -169,7 +176,11 @@ class Study:
         return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
     def baselines(self) -> dict:
-        """MaskCLIP with every template list, with synonyms and with another template, and the oracle."""
+        """MaskCLIP with every template list, with synonyms and with another template, and the oracles.
+
+        The probe sees a patch at a time and bounds what texts can do with it. Global Prompt Refining asks the whole image, and
+        may pass it; what bounds that is the probe among the classes that the image shows.
+        """
         model, figures = self.mask_clip, {}
         for name, templates in BASELINE_TEMPLATES.items():
             for vocabulary, arguments in self.vocabularies(templates).items():
@@ -179,7 +190,12 @@ class Study:
                     lambda features, embeds=embeds: torch.einsum("bhwd,nd->bnhw", features, embeds)
                 )
         probe = self.fit_oracle()
-        figures["oracle"] = self.test.score(lambda features: (features @ probe.weight.T + probe.bias).permute(0, 3, 1, 2))
+
+        def probed(features: torch.Tensor) -> torch.Tensor:
+            return (features @ probe.weight.T + probe.bias).permute(0, 3, 1, 2)
+
+        figures["oracle"] = self.test.score(probed)
+        figures["oracle, classes known"] = self.test.score(probed, classes_known=True)
         return figures
 
     def fit_oracle(self, images: int = 500):

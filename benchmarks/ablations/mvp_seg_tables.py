@@ -26,10 +26,13 @@ def tables(folder: Path, names: Sequence[str]) -> str:
         for result in results:
             if result["name"] == "baselines":
                 rows = {
-                    key: value for key, value in result["figures"].items() if key.endswith(f", {vocabulary}") or key == "oracle"
+                    key: value
+                    for key, value in result["figures"].items()
+                    if key.endswith(f", {vocabulary}") or key.startswith("oracle")
                 }
                 for key, figures in rows.items():
-                    lines.append(f"| MaskCLIP {key} | 1 | {' | '.join(cell([figures[column]]) for column in COLUMNS)} |")
+                    label = key if key.startswith("oracle") else f"MaskCLIP {key}"
+                    lines.append(f"| {label} | 1 | {' | '.join(cell([figures[column]]) for column in COLUMNS)} |")
         for name in names:
             figures = [
                 result["figures"][vocabulary]

@@ -141,8 +141,10 @@ def test_the_driver_of_the_tables_takes_any_clip_and_any_masks(clip_folder, data
         driver.main([*options, "--only", "baselines", "default", "MVP-SEG+"])
     driver.main(["--output_dir", str(tmp_path), "--tables"])
     rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert {"| MaskCLIP ensemble, names", "| MaskCLIP oracle", "| default", "| MVP-SEG+"} <= set(rows)
+    assert {"| MaskCLIP ensemble, names", "| oracle", "| oracle, classes known", "| default", "| MVP-SEG+"} <= set(rows)
     figures = json.loads((tmp_path / "default-0.json").read_text())["figures"]
+    baselines = json.loads((tmp_path / "baselines-0.json").read_text())["figures"]
+    assert baselines["oracle, classes known"]["pixel_accuracy"] > baselines["oracle"]["pixel_accuracy"]
     assert "synonyms" not in figures and set(figures["class_spread"]) == {"view 1", "view 2", "view 3", "global", "by hand"}
     assert len(figures["names"]["per_class_iou"]) == 4
 
