@@ -27,10 +27,12 @@ from .lora import lora_scale
 from .metrics_log import METRICS_FILE
 from .provenance import write_json
 from .run_identity import describe_changes, published_model
+from .sharding import WholeCopy, check_parts
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.json"
+WEIGHTS_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 EXPORT_FOLDER = "export"
 BEST_FILE = "best.json"
@@ -119,6 +121,7 @@ class Checkpoints:
         ema: the moving average of the weights, where there is one.
         identity: see `run_identity`.
         processor: has `save_pretrained`, or is a list of such; None where nothing is to be exported.
+        whole: of a sharded model, whose own files are in parts.
     """
 
     def __init__(
@@ -130,9 +133,11 @@ class Checkpoints:
         ema: AveragedModel | None,
         identity: dict[str, Any],
         processor: Any = None,
+        whole: WholeCopy | None = None,
     ):
         self.accelerator, self.settings, self.folder = accelerator, settings, Path(settings.output_dir)
         self.model, self.scheduler, self.ema, self.identity, self.processor = model, scheduler, ema, identity, processor
+        self.whole = whole
         self.run = uuid.uuid4().hex
         self.best: dict[str, Any] | None = None
 
@@ -147,6 +152,8 @@ class Checkpoints:
     def save(self, step: int) -> Path:
         """Writes `checkpoint-<step>` and deletes the oldest of this run beyond the limit; never the best one."""
         final, main = self.folder / f"checkpoint-{step}", self.accelerator.is_main_process
+        if self.whole is not None:
+            self.whole.refresh(self.model)
         try:
             with replace_folder(final) if main else nullcontext(partial_name(final)) as partial:
                 self.accelerator.wait_for_everyone()
@@ -175,10 +182,12 @@ class Checkpoints:
     def write_state(self, folder: Path, step: int) -> None:
         """What `Accelerator.save_state` does not know: the average, what an export needs, and what the run is."""
         state: dict[str, Any] = {"step": step, "run": self.run, "best": self.best, "identity": self.identity}
+        if self.whole is not None:
+            save_model(self.whole.module, str(folder / WEIGHTS_FILE))
         if self.ema is not None:
             save_model(self.ema.module, str(folder / EMA_FILE))
             state["ema_updates"] = int(self.ema.n_averaged)
-        published = published_model(self.accelerator.unwrap_model(self.model))
+        published = published_model(self.whole.module if self.whole else self.accelerator.unwrap_model(self.model))
         if published is not None:
             name, model = published
             state["export"] = {"class": type(model).__name__, "prefix": name + "." if name else ""}
@@ -214,6 +223,7 @@ class Checkpoints:
                 logger.warning("no checkpoint in %s yet: starting from step 0", self.folder)
             return 0
         state = read_state(checkpoint)
+        check_parts(checkpoint, self.whole is not None)
         self.check_identity(checkpoint, state["identity"])
         kept = ("params", "lr")
         groups = [{k: v for k, v in group.items() if k not in kept} for group in self.scheduler.optimizer.param_groups]
@@ -223,6 +233,8 @@ class Checkpoints:
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"the weights of {checkpoint} do not fit the model: {reason}") from error
+        if self.whole is not None:
+            self.whole.refresh(self.model)
         self.apply_settings(groups)
         self.run = state.get("run", self.run)
         best = state.get("best")

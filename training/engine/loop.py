@@ -7,7 +7,6 @@ A step is one optimiser update; checkpoints are written between steps, so never 
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
@@ -27,6 +27,7 @@ from .metrics_log import MetricsLog
 from .precision import resolve_precision
 from .rehearsal import announce_estimate, rehearse
 from .run_identity import run_identity
+from .sharding import WholeCopy, configure_sharding, is_group_of_processors, prepare_sharding, whole_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -76,16 +77,18 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """The accelerator of a run, in a folder that holds nothing else; seeds every process.
 
     Raises:
-        ValueError: the output folder holds another run, see `check_output_dir`; or Accelerate is configured for FSDP.
+        ValueError: the output folder holds another run, see `check_output_dir`; or Accelerate is configured for FSDP
+            in a way that does not work, see `configure_sharding`.
     """
     Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
     check_output_dir(settings)
     accelerator = Accelerator(
+        cpu=True if is_group_of_processors() else None,
         mixed_precision=resolve_precision(settings.mixed_precision),
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_dir=settings.output_dir,
     )
-    check_sharding(accelerator)
+    configure_sharding(accelerator, settings)
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
     accelerator.wait_for_everyone()  # every process has checked the folder before one of them changes it
     if accelerator.is_main_process:
@@ -93,17 +96,6 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     accelerator.wait_for_everyone()
     set_seed(settings.seed)
     return accelerator
-
-
-def check_sharding(accelerator: Accelerator) -> None:
-    """Refuses FSDP before a run that could not be saved, and says where Accelerate leaves it off in silence."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(
-            "FSDP does not work here: torch's fully_shard refuses scalar parameters, and every CLIP has one (logit_scale). "
-            "Train data parallel, and where memory is short pass --gradient_checkpointing or --lora_rank"
-        )
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        logger.warning("FSDP was asked for, which Accelerate turns on for GPUs only: every process holds the whole model")
 
 
 def train(
@@ -134,13 +126,14 @@ def train(
             list of such.
     """
     identity = run_identity(accelerator, settings, len(dataset), model, optimizer, scheduler, identity)
+    whole = prepare_sharding(accelerator, model)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     ema = make_ema(accelerator, model, settings.ema_decay)
-    checkpoints = Checkpoints(accelerator, settings, model, scheduler, ema, identity, processor)
+    checkpoints = Checkpoints(accelerator, settings, model, scheduler, ema, identity, processor, whole)
     first_step = checkpoints.resume()
     announce(accelerator, settings, identity, model, first_step)
-    evaluated = ema.module if ema is not None else accelerator.unwrap_model(model)
+    evaluated = scored_model(accelerator, model, ema, whole)
     if settings.rehearsal_steps and first_step < settings.max_train_steps:
         estimate = rehearse(
             accelerator, settings, model, optimizer,
@@ -165,12 +158,10 @@ def train(
             if gradient_norm is not None and step % settings.logging_steps == 0:
                 values = log.losses(step, losses, gradient_norm, scheduler.get_last_lr()[0])
                 progress.set_postfix(loss=f"{values['loss']:.3f}", rate=f"{values['images_per_second']:.0f}/s")
-            validated = None
-            if on_step is not None:
-                validated = on_step(step, evaluated)
-                if validated:
-                    log(step, validated)
-                model.train()
+            validated = validate(on_step, step, model, evaluated, whole)
+            if validated:
+                log(step, validated)
+            model.train()
 
             stopped, best = any_process(accelerator, stop.received is not None, checkpoints.is_best(step, validated))
             if best or stopped or step % settings.checkpointing_steps == 0 or step == settings.max_train_steps:
@@ -185,6 +176,26 @@ def train(
         end_stopped_run(accelerator, settings, step, stop)
     checkpoints.announce_best()
     return evaluated.eval()
+
+
+def scored_model(
+    accelerator: Accelerator, model: torch.nn.Module, ema: AveragedModel | None, whole: WholeCopy | None
+) -> torch.nn.Module:
+    """What is validated and published: the average where there is one, the whole copy of a sharded model, or the model."""
+    if whole is not None:
+        return whole.module
+    return ema.module if ema is not None else accelerator.unwrap_model(model)
+
+
+def validate(
+    on_step: Any, step: int, model: torch.nn.Module, evaluated: torch.nn.Module, whole: WholeCopy | None
+) -> dict[str, float] | None:
+    """What `on_step` finds; a whole copy has the weights of now where it will be used, as it is where `on_step` does not say."""
+    if on_step is None:
+        return None
+    if whole is not None and getattr(on_step, "is_due", lambda _: True)(step):
+        whole.refresh(model)
+    return on_step(step, evaluated)
 
 
 def validations_ahead(on_step: Any, first_step: int, model: torch.nn.Module) -> tuple[int, float]:
@@ -244,7 +255,7 @@ def take_step(
     """One optimiser update; returns the losses and the norm of the gradients, None where the step had to be left out."""
     losses, norm = accumulate_gradients(accelerator, settings, model, batches, compute_losses), None
     if is_finite(accelerator, settings, losses, step):
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm))
+        norm = float(whole_tensor(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)))
         optimizer.step()
     optimizer.zero_grad()
     return losses, norm
