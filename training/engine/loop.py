@@ -190,7 +190,7 @@ def scored_model(
 def validate(
     on_step: Any, step: int, model: torch.nn.Module, evaluated: torch.nn.Module, whole: WholeCopy | None
 ) -> dict[str, float] | None:
-    """What `on_step` finds; a whole copy has the weights of now where it will be used, as it is where `on_step` does not say."""
+    """What `on_step` finds; a whole copy gets the weights of now where it will be used, or where `on_step` does not say."""
     if on_step is None:
         return None
     if whole is not None and getattr(on_step, "is_due", lambda _: True)(step):

@@ -41,7 +41,8 @@ def configure_sharding(accelerator: Accelerator, settings: TrainingSettings) -> 
     `AcceleratorState` knows FSDP for the kinds of GPUs only; between processes without one it works as well, over gloo.
 
     Raises:
-        ValueError: another version of FSDP, weights that only one process loads, or a moving average of the weights.
+        ValueError: no GPU and a torch too old for FSDP without one, another version of FSDP, weights that only one process
+            loads, or a moving average of the weights.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return
@@ -60,8 +61,15 @@ def configure_sharding(accelerator: Accelerator, settings: TrainingSettings) -> 
         raise ValueError("FSDP keeps no moving average, which would be a whole model in every process: pass --ema_decay 0")
 
 
+def works_on_processors() -> bool:
+    """Whether `fully_shard` finds what it asks of streams on a processor's, too; those of torch 2.6 are empty."""
+    return hasattr(torch.cpu.Stream(), "record_event")
+
+
 def turn_on(accelerator: Accelerator) -> None:
     """What `AcceleratorState` does for GPUs, from the same environment variables."""
+    if not works_on_processors():
+        raise ValueError(f"torch {torch.__version__} shards on GPUs only (FSDP on processors came later): pip install -U torch")
     plugin = FullyShardedDataParallelPlugin()
     if accelerator.mixed_precision != "no":
         plugin.set_mixed_precision(accelerator.mixed_precision)

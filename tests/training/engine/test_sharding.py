@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from hf_clipseg import MtaClipForSemanticSegmentation
 from training import export, train_mta_clip
-from training.engine.sharding import CONFIG, configure_sharding
+from training.engine.sharding import CONFIG, configure_sharding, works_on_processors
 
 from ...tiny_run import run
 from ..test_train_mta_clip import data, options  # noqa: F401
@@ -37,6 +37,7 @@ def logged(folder):
     return [[line[name] for name in ("loss", "gradient_norm") if name in line] or line["mIoU"] for line in lines]
 
 
+@pytest.mark.skipif(not works_on_processors(), reason="this torch shards on GPUs only")
 def test_two_halves_train_resume_and_export_what_one_process_trains(clip_folder, data, tmp_path):  # noqa: F811
     """Two steps, a kill, the third: the last checkpoint of the first launch is deleted, as if it had never been written."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
