@@ -43,6 +43,7 @@ from .engine.loop import SampleKey, make_accelerator, train
 from .engine.optim import make_schedule, parameter_groups
 from .engine.publish import check_hub_access, publish
 from .engine.run_card import run_card
+from .pretraining.caption_styles import CaptionStyles, words_of_styles
 from .pretraining.contrastive import ClipForPretraining, NounLoss
 from .settings.arguments import (
     CaptionArguments,
@@ -84,6 +85,12 @@ class ClipArguments:
     max_text_length: int = HfArg(default=32, help="tokens per caption of a tokenizer built here")
     nouns_file: str | None = HfArg(
         default=None, help="one concept per line, synonyms parted by commas; default: mined from the captions"
+    )
+    caption_styles: float = HfArg(
+        default=0.0, help="share of pictures that are changed in a way that their caption tells (dark, blurry, from afar)"
+    )
+    cone: float = HfArg(
+        default=0.0, help="deviation of the biases that a new CLIP's two towers start from: each in a cone of its own"
     )
     image_sizes: list[int] = HfArg(default_factory=lambda: [64, 64, 128], help="drawn from for each step")
     learning_rate: float = HfArg(default=1e-3, help="at its peak")
@@ -127,8 +134,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 class AugmentedCaptions(torch.utils.data.Dataset):
     """Pairs (image, caption) with the numbers their augmentation is seeded by; indexed with a `SampleKey`."""
 
-    def __init__(self, cache: CachedCaptions, seed: int):
-        self.cache, self.seed = cache, seed
+    def __init__(self, cache: CachedCaptions, seed: int, styles: CaptionStyles | None = None):
+        self.cache, self.seed, self.styles = cache, seed, styles
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -136,10 +143,14 @@ class AugmentedCaptions(torch.utils.data.Dataset):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         random = np.random.default_rng((self.seed, key.epoch, key.index))
         captions = self.cache.captions[key.index]
-        image = torch.from_numpy(np.array(self.cache.images[key.index])).permute(2, 0, 1)
+        image = torch.from_numpy(np.array(self.cache.images[key.index])).permute(2, 0, 1).float() / 255
+        image = image.flip(2) if random.random() < 0.5 else image
+        caption = captions[random.integers(len(captions))]
+        if self.styles:
+            image, caption = self.styles(image, caption, random)
         return {
-            "image": image.flip(2) if random.random() < 0.5 else image,
-            "caption": captions[random.integers(len(captions))],
+            "image": image,
+            "caption": caption,
             "jitter": torch.from_numpy(random.uniform(-0.2, 0.2, 3)).float(),  # brightness, contrast, saturation
             "step": key.step,
         }
@@ -155,7 +166,7 @@ class Collate:
         random = np.random.default_rng((self.seed, samples[0]["step"]))
         size = self.image_sizes[random.integers(len(self.image_sizes))]
         captions = [sample["caption"] for sample in samples]
-        images = resize(torch.stack([sample["image"] for sample in samples]).float() / 255, size)
+        images = resize(torch.stack([sample["image"] for sample in samples]), size)
         images = colour_jitter(images, torch.stack([sample["jitter"] for sample in samples]))
         batch = {"pixel_values": normalise(images), "input_ids": self.tokenize(captions)}
         if self.nouns is not None:
@@ -181,7 +192,8 @@ def build_tokenizer(args: argparse.Namespace, captions: list[list[str]], nouns: 
     words = {word for concept in nouns.concepts for word in concept} if nouns else set()
     prompts = [template.format(word) for template in NOUN_TEMPLATES for word in sorted(words)]
     texts = [caption for sample in captions for caption in sample]
-    return build_word_tokenizer(texts + prompts, max_length=args.max_text_length)
+    told = words_of_styles() if args.caption_styles else []
+    return build_word_tokenizer(texts + prompts + told, max_length=args.max_text_length)
 
 
 def build_clip(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
@@ -197,7 +209,21 @@ def build_clip(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> 
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return CLIPModel._from_config(CLIPConfig(**config | {"text_config": text_config}), attn_implementation="eager")
+    clip = CLIPModel._from_config(CLIPConfig(**config | {"text_config": text_config}), attn_implementation="eager")
+    if args.cone:
+        start_in_cones(clip, args.cone)
+    return clip
+
+
+@torch.no_grad()
+def start_in_cones(clip: CLIPModel, deviation: float) -> None:
+    """Random biases before the projections: images share one direction and texts another, as in a CLIP of full size.
+
+    "Mind the Gap" (Liang et al. 2022, arXiv 2203.02053) finds such cones in every encoder at random, narrower with depth;
+    contrastive training at a low temperature keeps them. Encoders of four blocks have none, so theirs are made.
+    """
+    for norm in (clip.vision_model.post_layernorm, clip.text_model.final_layer_norm):
+        norm.bias.normal_(std=deviation)
 
 
 def build_nouns(args: argparse.Namespace, captions: list[list[str]]) -> NounVocabulary | None:
@@ -276,13 +302,13 @@ def run(args: argparse.Namespace) -> CLIPModel:
 
     model = train(
         accelerator, settings, model, optimizer, scheduler,
-        dataset=AugmentedCaptions(cache, args.seed),
+        dataset=AugmentedCaptions(cache, args.seed, CaptionStyles(args.caption_styles, nouns) if args.caption_styles else None),
         collate=Collate(tokenizer, nouns, args.image_sizes, args.seed),
         compute_losses=lambda trained, batch: trained(**batch),
         on_step=validate,
         identity={
             "data": cache.description, "nouns": nouns.concepts if nouns else None, "image_sizes": args.image_sizes,
-            **config_values(args, NounLossArguments),
+            "caption_styles": args.caption_styles, **config_values(args, NounLossArguments),
         },
         processor=result_parts(model.clip, tokenizer),
     )  # fmt: skip

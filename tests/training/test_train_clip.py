@@ -222,7 +222,7 @@ def collate_twice(step, other_step=None):
     nouns = NounVocabulary([["sea", "ocean"], ["car"]])
     texts = ["a sea and a car", *(template.format(word) for template in NOUN_TEMPLATES for word in ("sea", "ocean", "car"))]
     collate = Collate(build_word_tokenizer(texts), nouns, (8, 16), seed=5)
-    image = torch.arange(3 * 16 * 16, dtype=torch.uint8).view(3, 16, 16)
+    image = torch.arange(3 * 16 * 16).view(3, 16, 16) / 255
 
     def make(step):
         return {"image": image, "caption": "an ocean", "jitter": torch.zeros(3), "step": step}
@@ -299,6 +299,17 @@ def test_script_continues_from_a_checkpoint_without_the_noun_term(tmp_path):
     )  # fmt: skip
     weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("first", "second")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_script_starts_in_cones_and_tells_styles(tmp_path):
+    train_tiny(tmp_path / "run", tmp_path, steps=2, cone=3.0, caption_styles=0.5, learning_rate=0.0)
+    clip = CLIPModel.from_pretrained(tmp_path / "run" / "final")
+    for norm in (clip.vision_model.post_layernorm, clip.text_model.final_layer_norm):
+        assert 1.5 < norm.bias.std() < 5
+    words = AutoTokenizer.from_pretrained(tmp_path / "run" / "final").get_vocab()
+    assert {"blurry", "underexposed", "tattoo"} <= words.keys()
+    embeds = F.normalize(clip.get_image_features(torch.randn(8, 3, 16, 16)).pooler_output, dim=-1)
+    assert (embeds @ embeds.T).min() > 0.5  # different pictures, one direction
 
 
 def test_recall_counts_equal_captions_as_right():
