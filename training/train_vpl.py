@@ -9,8 +9,8 @@ Command:   python -m training.train_vpl --output_dir runs/vpl-toyscapes
 3. `segmenter`: the decoder on the pseudo masks, with regional semantic contrast -> `final/`. With `--online_refinement`
    the second half of its steps moves the labels along the decoder's own affinities, as WeCLIP does.
 
-`--stages` chooses some of them; a later stage reads what an earlier one wrote. With the defaults this trains the shipped
-`model_cards/vpl-toyscapes`; on other data they are the paper's. No mask of the training data is read; `--validation_split`
+`--stages` chooses some of them; a later stage reads what an earlier one wrote. With the defaults and `--rule step`, which stops
+before it has converged, this trains the shipped `model_cards/vpl-toyscapes`; on other data they are the paper's. No mask of the training data is read; `--validation_split`
 scores on masks, where there are some.
 """
 
@@ -64,8 +64,8 @@ STAGES = ("prototypes", "pseudo_labels", "segmenter")
 
 
 MODEL_FIELDS = (
-    "attention_variant", "keep_residual", "cam_scale", "affinity_layers", "affinity_threshold", "decoder_dim", "decoder_layers",
-    "decoder_heads", "affinity_loss_weight", "contrast_loss_weight",
+    "attention_variant", "keep_residual", "cam_scale", "affinity_layers", "affinity_threshold", "read_out",
+    "read_out_temperature", "decoder_dim", "decoder_layers", "decoder_heads", "affinity_loss_weight", "contrast_loss_weight",
 )  # fmt: skip
 ModelArguments = config_arguments(VplConfig, MODEL_FIELDS, "model; see VplConfig")
 PROTOTYPE_FIELDS = (
@@ -89,7 +89,7 @@ class VplArguments:
     )
     templates: str = HfArg(default="ensemble", help="of the text prototypes")
     prototype_learning_rate: float | None = HfArg(
-        default=None, help="of the prototypes; default: 1 for the rule step, 0.01 for adam; InMaP: 10"
+        default=None, help="of the prototypes, not for lbfgs; default: 1 for the rule step, 0.01 for adam; InMaP: 10"
     )
     rounds: int = HfArg(default=1, help="of maps and prototypes")
     refinement: str = HfArg(default="crf", metadata={"choices": sorted(REFINEMENTS)}, help="of the pseudo masks")
@@ -123,7 +123,7 @@ def build_parser() -> CommandParser:
     parser = CommandParser(GROUPS, __doc__)
     parser.set_defaults(
         max_train_steps=400, train_batch_size=8, checkpointing_steps=200, logging_steps=50, validation_steps=200,
-        mixed_precision="no",
+        mixed_precision="no", rule="lbfgs",
     )  # fmt: skip
     return parser
 
@@ -155,7 +155,10 @@ def fit_prototypes(args: argparse.Namespace, model, processor, source: TaggedIma
     prototypes.save(folder / "prototypes.safetensors")
     model.save_pretrained(folder / "localizer")
     processor.save_pretrained(folder / "localizer")
-    logger.info("%d regions; modality gap %s", prototypes.details["num_regions"], prototypes.details["modality_gap"])
+    details = prototypes.details
+    logger.info(
+        "%d regions; objective %s; modality gap %s", details["num_regions"], details["objective"], details["modality_gap"]
+    )
     return prototypes
 
 

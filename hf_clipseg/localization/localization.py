@@ -13,12 +13,14 @@ Deviations:
   by their softmax. Maps are scaled to [0, 1], so the factor cancels; we leave it out. The maps are the same, but do not vanish
   when p_c is near 1, in half precision, or where an image has one class and no background.
 - `attention_variant` may replace the attention of the last block in step 1 by one that localises (see `clip_backbone`).
+- `read_out="softmax"` is no paper's: in place of steps 1 and 2, a softmax over the same rows at every patch. Gradient maps are
+  stretched to [0, 1] class by class, which hides how well prototypes tell classes apart; a softmax shows it. Step 3 then moves
+  shares, without stretching.
 - Images of one batch are treated together: pass j takes the j-th class of every image.
-- Boxes end with the last strong patch of a region; those of CLIP-ES that touch the lower or right edge end one patch before it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -27,9 +29,13 @@ from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLay
 
 from ..clip.clip_backbone import KEEPS_RESIDUAL, ClipBackbone, attend
 from ..processing.image_io import batches_of_one_size
+from .affinity import move_along, scale_to_one, spread
 
 PLAIN = "plain"
 """The attention variant of an unchanged last block, beside those of `clip_backbone`."""
+
+READ_OUTS = ("gradient", "softmax")
+"""How a prototype becomes a map: see `LocalizationSettings`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ class LocalizationSettings:
         cam_scale: factor of the cosines before the softmax; None takes CLIP's own logit scale (right for text prototypes).
         affinity_layers: how many of the last blocks' attentions are averaged; 0 leaves the affinity step out.
         affinity_threshold: share of a map's maximum that counts as a strong response.
+        read_out: `"gradient"`: gradient CAM, every map scaled to [0, 1]; `"softmax"`: the softmax of a patch's cosines with the
+            prototypes of the image's classes and all background.
+        read_out_temperature: the cosines are divided by it before the softmax of `"softmax"`.
     """
 
     attention_variant: str = PLAIN
@@ -49,8 +58,15 @@ class LocalizationSettings:
     cam_scale: float | None = None
     affinity_layers: int = 8
     affinity_threshold: float = 0.4
+    read_out: str = "gradient"
+    read_out_temperature: float = 0.04
 
     def __post_init__(self):
+        if self.read_out not in READ_OUTS or self.read_out_temperature <= 0:
+            raise ValueError(
+                f"read_out must be one of {list(READ_OUTS)} and read_out_temperature positive, got {self.read_out!r} and "
+                f"{self.read_out_temperature}."
+            )
         if self.attention_variant not in (PLAIN, *KEEPS_RESIDUAL):
             known = [PLAIN, *sorted(KEEPS_RESIDUAL)]
             raise ValueError(f"attention_variant must be one of {known}, got {self.attention_variant!r}.")
@@ -70,12 +86,18 @@ class Localization:
         class_ids: `(batch, slots)`, the class of each slot.
         used: `(batch, slots)` bool, False where an image has fewer classes than slots.
         patch_embeds: `(batch, h, w, dim)`, L2-normalised features of the last block in the joint space.
+        shares: whether maps are shares of a patch, which sum to at most 1, rather than each scaled to [0, 1] by itself.
     """
 
     maps: torch.Tensor
     class_ids: torch.Tensor
     used: torch.Tensor
     patch_embeds: torch.Tensor
+    shares: bool = False
+
+    def left_over(self, maps: torch.Tensor) -> torch.Tensor:
+        """What no class claims of `maps (batch, slots, ...)`, these or the same at another size: `(batch, 1, ...)`."""
+        return 1 - (maps.sum(1, keepdim=True).clamp(max=1) if self.shares else maps.amax(1, keepdim=True))
 
     def per_class(self, num_classes: int) -> torch.Tensor:
         """The maps as `(batch, num_classes, h, w)`, 0 for classes an image is not tagged with."""
@@ -103,15 +125,35 @@ def localize(
     Raises:
         ValueError: an image without labels, or more classes than prototypes.
     """
-    class_ids, used = class_slots(image_labels)
+    class_slots(image_labels)  # refused before anything is computed
     if image_labels.shape[1] > len(prototypes):
         raise ValueError(f"image_labels has {image_labels.shape[1]} classes, but there are {len(prototypes)} prototypes.")
     tokens, attention, grid = run_to_last_block(clip, pixel_values, settings.affinity_layers)
-    maps, patch_embeds = gradient_cams(clip, tokens, grid, prototypes, image_labels.bool(), class_ids, settings)
-    maps = maps * used[:, :, None, None]
-    if settings.affinity_layers:
-        maps = spread(maps, attention, settings.affinity_threshold)
-    return Localization(maps, class_ids, used, patch_embeds)
+    return localize_tokens(clip, tokens, attention, grid, prototypes, image_labels.bool(), settings)
+
+
+def localize_tokens(
+    clip: ClipBackbone,
+    tokens: torch.Tensor,
+    attention: torch.Tensor | None,
+    grid: tuple[int, int],
+    prototypes: torch.Tensor,
+    image_labels: torch.Tensor,
+    settings: LocalizationSettings,
+) -> Localization:
+    """`localize` from what `run_to_last_block` gave."""
+    if settings.read_out == "softmax":
+        features = last_features(clip, tokens, grid, settings)
+        found = softmax_localization(features, prototypes, image_labels, settings.read_out_temperature)
+    else:
+        class_ids, used = class_slots(image_labels)
+        maps, features = gradient_cams(clip, tokens, grid, prototypes, image_labels, class_ids, settings)
+        found = Localization(maps * used[:, :, None, None], class_ids, used, features)
+    if not settings.affinity_layers:
+        return found
+    assert attention is not None
+    move = move_along if found.shares else spread
+    return replace(found, maps=move(found.maps, attention, settings.affinity_threshold))
 
 
 def uniform_batches(images: Sequence[Image.Image], image_labels: torch.Tensor, batch_size: int) -> list[list[int]]:
@@ -228,8 +270,30 @@ def gradient_cams(
 def patch_features(clip: ClipBackbone, pixel_values: torch.Tensor, settings: LocalizationSettings) -> torch.Tensor:
     """The `patch_embeds (batch, h, w, dim)` of `localize`, for less: no attention maps, no gradients."""
     tokens, _, grid = run_to_last_block(clip, pixel_values, 0)
+    return last_features(clip, tokens, grid, settings)
+
+
+@torch.no_grad()
+def last_features(
+    clip: ClipBackbone, tokens: torch.Tensor, grid: tuple[int, int], settings: LocalizationSettings
+) -> torch.Tensor:
+    """L2-normalised patch features `(batch, h, w, dim)` from the input of the last block."""
     block = clip.blocks[-1]
     return clip.project(last_block(block, tokens, block.layer_norm1(tokens), grid, settings)[:, 1:]).unflatten(1, grid)
+
+
+@torch.no_grad()
+def softmax_localization(
+    patch_embeds: torch.Tensor, prototypes: torch.Tensor, image_labels: torch.Tensor, temperature: float
+) -> Localization:
+    """Shares of every patch: the softmax of its cosines with the image's classes and all background. Shapes: see `localize`."""
+    class_ids, used = class_slots(image_labels)
+    cosines = patch_embeds.flatten(1, 2).float() @ prototypes.float().T  # (batch, n, classes + background)
+    background = torch.ones_like(cosines[:, 0, image_labels.shape[1] :], dtype=torch.bool)
+    allowed = torch.cat([image_labels.bool(), background], dim=1)[:, None]
+    shares = (cosines / temperature).masked_fill(~allowed, float("-inf")).softmax(-1)
+    maps = shares.gather(2, class_ids[:, None].expand(-1, cosines.shape[1], -1)).transpose(1, 2) * used[:, :, None]
+    return Localization(maps.unflatten(2, patch_embeds.shape[1:3]), class_ids, used, patch_embeds, shares=True)
 
 
 def similarity_localization(patch_embeds: torch.Tensor, prototypes: torch.Tensor, image_labels: torch.Tensor) -> Localization:
@@ -259,54 +323,3 @@ def contrast_scores(logits: torch.Tensor, image_labels: torch.Tensor, class_ids:
     weights = logits.detach()[:, None].masked_fill(~competitors, float("-inf")).softmax(-1)
     weights = weights.masked_fill(~competitors, 0)  # also where there is no competitor, and the softmax is NaN
     return logits.gather(1, class_ids) - (weights * logits[:, None]).sum(-1)
-
-
-def scale_to_one(maps: torch.Tensor) -> torch.Tensor:
-    """Shift and scale the last dimension to [0, 1]; a constant map becomes 0."""
-    maps = maps - maps.amin(-1, keepdim=True)
-    return maps / maps.amax(-1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-
-
-@torch.no_grad()
-def spread(maps: torch.Tensor, attention: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Class-aware affinity: move maps `(batch, slots, h, w)` along `attention (batch, n, n)`; same shape, in [0, 1]."""
-    affinity = attention
-    for _ in range(3):
-        affinity = affinity / affinity.sum(1, keepdim=True)
-        affinity = affinity / affinity.sum(2, keepdim=True)
-    affinity = (affinity + affinity.transpose(1, 2)) / 2
-    sources = (maps * strong_boxes(maps, threshold)).flatten(2).transpose(1, 2)  # (batch, n, slots)
-    spread_maps = affinity @ (affinity @ sources)  # the square of the affinity, without forming it
-    return scale_to_one(spread_maps.transpose(1, 2)).view_as(maps)
-
-
-def strong_boxes(maps: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Union of the bounding boxes of the connected regions in which a map reaches `threshold` times its maximum.
-
-    Args:
-        maps: `(batch, slots, h, w)`, not negative.
-
-    Returns:
-        `(batch, slots, h, w)` bool. Regions are 8-connected.
-    """
-    height, width = maps.shape[-2:]
-    flat = maps.flatten(0, 1)
-    strong = (flat >= threshold * flat.amax((1, 2), keepdim=True)) & (flat > 0)
-    rows = torch.arange(height, device=maps.device, dtype=torch.float32).view(1, height, 1).expand_as(flat)
-    columns = torch.arange(width, device=maps.device, dtype=torch.float32).view(1, 1, width).expand_as(flat)
-    # Flood each region with its largest -top, bottom, -left and right.
-    extremes = torch.stack([-rows, rows, -columns, columns], dim=1).masked_fill(~strong[:, None], float("-inf"))
-    while True:
-        grown = nn.functional.max_pool2d(extremes, 3, stride=1, padding=1).masked_fill(~strong[:, None], float("-inf"))
-        if torch.equal(grown, extremes):
-            break
-        extremes = grown
-    # Every strong pixel adds its region's box to a table of corner differences; the double running sum counts boxes.
-    picture, row, column = strong.nonzero(as_tuple=True)
-    top, bottom, left, right = extremes[picture, :, row, column].long().unbind(1)
-    top, bottom, left, right = -top, bottom + 1, -left, right + 1
-    corners = maps.new_zeros(len(flat), height + 1, width + 1)
-    for edge_row, edge_column, sign in ((top, left, 1.0), (bottom, left, -1.0), (top, right, -1.0), (bottom, right, 1.0)):
-        corners.index_put_((picture, edge_row, edge_column), maps.new_tensor(sign), accumulate=True)
-    counts = corners.cumsum(1).cumsum(2)[:, :height, :width]
-    return (counts > 0.5).view_as(maps)

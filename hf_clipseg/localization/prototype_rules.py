@@ -12,12 +12,13 @@ class whose map made the region (`targets="own"`), which on Toyscapes is right m
 regions are shrunk towards their text prototype, carried over the modality gap; and `centroid`, a rule without iterations.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-RULES = ("step", "adam", "centroid")
+RULES = ("step", "adam", "lbfgs", "centroid")
 REGION_MAPS = ("refined", "cam", "similarity")
 TARGETS = ("own", "text")
 
@@ -28,7 +29,8 @@ class PrototypeSettings:
 
     Args:
         rule: `"step"`: gradient descent in closed form, projected to the sphere, the rate halved whenever the gradient grows;
-            `"adam"`: the same objective with Adam; `"centroid"`: the mean of the regions, weighted by p.
+            `"adam"`: the same objective with Adam; `"lbfgs"`: the same objective to convergence, by L-BFGS with a line search;
+            `"centroid"`: the mean of the regions, weighted by p.
         region_maps: what pools patches to regions: `"refined"`, the gradient maps after the dense CRF; `"cam"`, before it; or
             `"similarity"`, cosines scaled to [0, 1] per class.
         sharpness: power of the maps as weights of the pooling.
@@ -37,7 +39,8 @@ class PrototypeSettings:
             Only with `rule="centroid"`.
         text_temperature, image_temperature: see the module docstring.
         learning_rate: of the first step (InMaP: 10); None takes 1 for `"step"`, 0.01 for `"adam"`.
-        max_iterations, tolerance: of `"step"` and `"adam"`; they stop when 20 iterations change the loss by less.
+        max_iterations, tolerance: of `"step"` and `"adam"`, which stop when 20 iterations change the loss by less, and of
+            `"lbfgs"`, which stops when no entry of the gradient on the sphere is larger than a hundredth of it.
         confident: rows of p above it become one-hot.
         sinkhorn: balance p to a uniform class marginal. Wrong for most real data, where classes are not equally frequent.
         shrinkage: as many regions as the text prototype counts for.
@@ -109,17 +112,23 @@ def learn_prototypes(regions: Regions, text_embeds: torch.Tensor, settings: Prot
             f"{tuple(regions.allowed.shape)}."
         )
     embeds, text_embeds = regions.embeds.float(), text_embeds.float()
-    if settings.targets == "own":
-        targets = nn.functional.one_hot(regions.class_ids, len(text_embeds)).float()
-    else:
-        targets = text_targets(embeds, text_embeds, regions.allowed, settings)
+    targets = region_targets(regions, embeds, text_embeds, settings)
     if settings.rule == "centroid":
         learnt = soft_centroids(embeds, targets, settings.centred)
+    elif settings.rule == "lbfgs":
+        learnt = converge(embeds, targets, text_embeds, settings)
     elif settings.rule == "step":
         learnt = descend(embeds, targets, text_embeds, settings)
     else:
         learnt = descend_with_adam(embeds, targets, text_embeds, settings)
     return shrink(learnt, targets.sum(0), text_embeds, settings.shrinkage)
+
+
+def region_targets(regions: Regions, embeds, text_embeds: torch.Tensor, settings: PrototypeSettings) -> torch.Tensor:
+    """p `(regions, prototypes)`."""
+    if settings.targets == "own":
+        return nn.functional.one_hot(regions.class_ids, len(text_embeds)).float()
+    return text_targets(embeds, text_embeds, regions.allowed, settings)
 
 
 def text_targets(embeds, text_embeds, allowed: torch.Tensor, settings: PrototypeSettings) -> torch.Tensor:
@@ -184,6 +193,36 @@ def descend_with_adam(embeds, targets, start: torch.Tensor, settings: PrototypeS
     return prototypes.detach()
 
 
+@torch.enable_grad()
+def converge(embeds, targets, start: torch.Tensor, settings: PrototypeSettings) -> torch.Tensor:
+    """L-BFGS with a strong-Wolfe line search on the directions of the prototypes, until the gradient has vanished.
+
+    The rate of `descend` is only ever halved, so that it comes to rest before the objective does.
+    """
+    directions = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [directions], max_iter=settings.max_iterations, max_eval=2 * settings.max_iterations, history_size=20,
+        tolerance_grad=settings.tolerance / 100, tolerance_change=0.0, line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = alignment_loss(embeds, targets, nn.functional.normalize(directions, dim=1), settings.image_temperature)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    loss, largest = closure().item(), directions.grad.abs().max().item()
+    iterations = optimizer.state[directions]["n_iter"]
+    if iterations >= settings.max_iterations and largest > settings.tolerance / 100:
+        warnings.warn(
+            f"Prototypes have not converged in {iterations} iterations: the objective is {loss:.4f}, its largest gradient "
+            f"{largest:.1e}. Raise max_iterations, or pass rule='step', which stops early.",
+            stacklevel=2,
+        )
+    return nn.functional.normalize(directions.detach(), dim=1)
+
+
 class Plateau:
     """Tells when 20 iterations have changed the loss by less than `settings.tolerance`."""
 
@@ -220,6 +259,14 @@ def shrink(prototypes: torch.Tensor, mass: torch.Tensor, text_embeds: torch.Tens
     moved = nn.functional.normalize(text_embeds + offset, dim=1)
     trust = (mass / (mass + shrinkage).clamp(min=1e-6))[:, None]
     return nn.functional.normalize(trust * prototypes + (1 - trust) * moved, dim=1)
+
+
+@torch.no_grad()
+def objective(regions: Regions, prototypes: torch.Tensor, text_embeds: torch.Tensor, settings: PrototypeSettings) -> float:
+    """What the iterative rules lower, at `prototypes`; arguments as in `learn_prototypes`."""
+    embeds, text_embeds = regions.embeds.float(), text_embeds.float()
+    targets = region_targets(regions, embeds, text_embeds, settings)
+    return alignment_loss(embeds, targets, prototypes.float(), settings.image_temperature).item()
 
 
 def modality_gap(regions: Regions, prototypes: torch.Tensor) -> dict[str, float]:

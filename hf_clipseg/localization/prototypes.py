@@ -32,7 +32,7 @@ from .localization import (
     similarity_localization,
     uniform_batches,
 )
-from .prototype_rules import PrototypeSettings, Regions, learn_prototypes, modality_gap
+from .prototype_rules import PrototypeSettings, Regions, learn_prototypes, modality_gap, objective
 from .pseudo_labels import refined_localization
 
 VISION_SCALE = 25.0
@@ -119,6 +119,10 @@ class VisionPrototypes:
             "num_images": len(images),
             "num_regions": len(regions),
             "templates": list(processor.templates),
+            "objective": {
+                "text": objective(regions, text_embeds, text_embeds, settings),
+                "vision": objective(regions, embeds, text_embeds, settings),
+            },
             "modality_gap": {"text": modality_gap(regions, text_embeds), "vision": modality_gap(regions, embeds)},
         }
         return cls(embeds, text_embeds, classes, list(background_words), vision_hash(clip), details)
@@ -258,7 +262,7 @@ def region_embeddings(
     """Patch features pooled with the maps.
 
     A patch counts for the class whose map is highest there, with the map to the power of `sharpness` as its weight. Where there
-    are background words, it also counts for the word it is most similar to, with 1 - the highest map as its weight.
+    are background words, it also counts for the word it is most similar to, with what no class claims as its weight.
 
     Args:
         found: maps of a batch.
@@ -274,7 +278,7 @@ def region_embeddings(
     words = prototypes[num_classes:].to(maps.dtype)
     if len(words):
         nearest = nn.functional.one_hot((features @ words.T).argmax(-1), len(words)).transpose(1, 2)  # (batch, words, n)
-        weights = torch.cat([weights, nearest * (1 - highest) ** sharpness], dim=1)
+        weights = torch.cat([weights, nearest * found.left_over(maps) ** sharpness], dim=1)
         word_ids = torch.arange(num_classes, len(prototypes), device=class_ids.device)
         class_ids = torch.cat([class_ids, word_ids.expand(len(class_ids), -1)], dim=1)
     kept = weights.sum(-1) > 0  # unused slots have no weight, and a map may lose everywhere

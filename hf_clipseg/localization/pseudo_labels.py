@@ -1,7 +1,8 @@
 """From localisation maps to pseudo masks: background, refinement with the image's colours, and how sure each pixel is.
 
-Background takes what no class claims, 1 - max over classes (CLIP-ES, arXiv 2212.09506). Where there are background words, masks
-follow VOC: 0 is background and class c has the value c + 1. Where every pixel has a class, class c has the value c.
+Background takes what no class claims: 1 - max over classes (CLIP-ES, arXiv 2212.09506), or 1 - sum where maps are shares. Where
+there are background words, masks follow VOC: 0 is background and class c has the value c + 1. Where every pixel has a class,
+class c has the value c.
 """
 
 from dataclasses import replace
@@ -32,7 +33,7 @@ def pseudo_labels(
     maps = nn.functional.interpolate(found.maps.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
     values, used = found.class_ids, found.used
     if has_background:
-        maps = torch.cat([1 - maps.amax(1, keepdim=True), maps], dim=1)
+        maps = torch.cat([found.left_over(maps), maps], dim=1)
         values = torch.cat([torch.zeros_like(values[:, :1]), values + 1], dim=1)
         used = torch.cat([torch.ones_like(used[:, :1]), used], dim=1)
     probabilities = slot_probabilities(maps, used)

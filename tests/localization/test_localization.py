@@ -8,16 +8,18 @@ from PIL import Image
 from torch.nn import functional as F
 
 from hf_clipseg import MaskClipForSemanticSegmentation
+from hf_clipseg.localization.affinity import move_along, spread, strong_boxes
 from hf_clipseg.localization.localization import (
     LocalizationSettings,
     class_slots,
     contrast_scores,
+    last_features,
     localize,
     patch_attention,
     patch_features,
+    run_to_last_block,
     similarity_localization,
-    spread,
-    strong_boxes,
+    softmax_localization,
     uniform_batches,
 )
 
@@ -98,6 +100,33 @@ def test_similarity_maps_are_scaled_cosines(in_double, prototypes):
     maps = similarity_localization(features, prototypes, LABELS).per_class(3)
     assert_same(maps[1, 2], expected)
     assert (maps[0, 2] == 0).all()
+
+
+def test_softmax_maps_are_shares_of_the_tagged_classes_and_all_background(in_double, prototypes):
+    clip, prototypes = in_double, prototypes.double()
+    pixel_values = torch.randn(3, 3, 32, 40)
+    options = LocalizationSettings("value", False, affinity_layers=0, read_out="softmax", read_out_temperature=0.5)
+    found = localize(clip, pixel_values, prototypes, LABELS, options)
+    cosines = clip.dense_features(pixel_values, "value", False) @ prototypes.T
+    for image, rows in enumerate(([0, 1, 3, 4], [1, 2, 3, 4], [0, 3, 4])):
+        expected = torch.zeros(5, 4, 5, dtype=torch.float64)
+        expected[rows] = (cosines[image, :, :, rows] / 0.5).softmax(-1).permute(2, 0, 1)
+        assert_same(found.per_class(3)[image], expected[:3])
+        assert_same(found.left_over(found.maps)[image, 0], expected[3:].sum(0))
+
+
+def test_softmax_maps_are_moved_along_the_attention_and_not_stretched(in_double, prototypes):
+    clip, prototypes = in_double, prototypes.double()
+    pixel_values, options = (
+        torch.randn(3, 3, 32, 40),
+        LocalizationSettings("value", False, affinity_layers=2, read_out="softmax"),
+    )
+    tokens, attention, grid = run_to_last_block(clip, pixel_values, 2)
+    found = softmax_localization(last_features(clip, tokens, grid, options), prototypes, LABELS, 0.04)
+    expected = move_along(found.maps, attention, 0.4)
+    maps = localize(clip, pixel_values, prototypes, LABELS, options).maps
+    assert_same(maps, expected)
+    assert maps.amax((2, 3)).min() < 0.9
 
 
 def test_no_gradient_reaches_the_weights(clip, prototypes):
@@ -205,3 +234,5 @@ def test_bad_input_is_named(clip, prototypes):
         LocalizationSettings("median")
     with pytest.raises(ValueError, match="affinity_threshold"):
         LocalizationSettings(affinity_threshold=1.5)
+    with pytest.raises(ValueError, match="read_out must be one of"):
+        LocalizationSettings(read_out="softmax", read_out_temperature=0.0)

@@ -19,6 +19,7 @@ from hf_clipseg.localization.prototype_rules import (
     balance,
     learn_prototypes,
     modality_gap,
+    objective,
     shrink,
     soft_centroids,
     text_targets,
@@ -40,6 +41,7 @@ TAGS = [["sky", "boat"], ["ship"], ["grass", "sky"], ["boat", "grass"]]
 RULE_SETTINGS = [
     PrototypeSettings(rule="step", targets="text"),
     PrototypeSettings(rule="adam", targets="text"),
+    PrototypeSettings(rule="lbfgs", targets="text"),
     PrototypeSettings(rule="centroid", targets="text"),
     PrototypeSettings(rule="centroid", centred=True, targets="text"),
     PrototypeSettings(rule="centroid", targets="own"),
@@ -130,7 +132,7 @@ def test_every_rule_classifies_regions_better_than_text(settings):
     assert accuracy(learnt) > accuracy(text) + 0.25
 
 
-@pytest.mark.parametrize("rule", ["step", "adam"])
+@pytest.mark.parametrize("rule", ["step", "adam", "lbfgs"])
 def test_descent_lowers_the_loss(rule):
     regions, text = clustered_regions()
     settings = PrototypeSettings(rule=rule, targets="text", shrinkage=0.0)
@@ -140,6 +142,23 @@ def test_descent_lowers_the_loss(rule):
         learnt = learn_prototypes(regions, text, dataclasses.replace(settings, max_iterations=iterations))
         losses.append(alignment_loss(regions.embeds, targets, learnt, 0.04))
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_lbfgs_comes_to_rest_on_the_sphere_where_the_step_rule_does_not(recwarn):
+    regions, text = clustered_regions()
+    settings = PrototypeSettings(rule="lbfgs", shrinkage=0.0)
+    learnt = learn_prototypes(regions, text, settings)
+    targets = F.one_hot(regions.class_ids, 6).float()
+    slopes = {}
+    for rule in ("step", "lbfgs"):
+        stopped = learn_prototypes(regions, text, dataclasses.replace(settings, rule=rule))
+        gradient = alignment_gradient(regions.embeds, targets, stopped, 0.04)
+        slopes[rule] = (gradient - (gradient * stopped).sum(1, keepdim=True) * stopped).norm()
+    assert slopes["lbfgs"] < 1e-4 < slopes["step"]
+    assert objective(regions, learnt, text, settings) == pytest.approx(alignment_loss(regions.embeds, targets, learnt, 0.04))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="not converged in 3 iterations"):
+        learn_prototypes(regions, text, dataclasses.replace(settings, max_iterations=3))
 
 
 def test_centroids_close_the_modality_gap():

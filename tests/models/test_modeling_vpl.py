@@ -40,6 +40,16 @@ class TestVpl(ModelingContract):
         cached, direct = model(block_states=states, labels=inputs["labels"]), model(**inputs)
         assert torch.equal(cached.logits, direct.logits) and torch.equal(cached.loss, direct.loss)
 
+    def test_the_read_out_is_saved_and_those_of_before_are_gradient_maps(self, model, processor, tmp_path):
+        pixel_values, tags = processor(images=self.images((32, 40)))["pixel_values"], torch.ones(1, len(CLASSES))
+        model.config.read_out, model.config.affinity_layers = "softmax", 0
+        model.save_pretrained(tmp_path)
+        assert VplConfig().read_out == "gradient"
+        maps = VplForSemanticSegmentation.from_pretrained(tmp_path).localization_maps(pixel_values, tags)
+        torch.testing.assert_close(maps.sum(1), torch.ones_like(maps[:, 0]))
+        with pytest.raises(ValueError, match="read_out must be one of"):
+            VplConfig(read_out="median")
+
     @torch.no_grad()
     def test_forward_by_hand(self, clip_folder, model, processor):
         """Block by block from transformers' own CLIP, with attention written out; every block has a projection of its own."""

@@ -1,6 +1,7 @@
 """Configuration of VPL."""
 
 from ...clip.clip_backbone import KEEPS_RESIDUAL
+from ...localization.localization import READ_OUTS
 from ..configuration_dense_clip import DenseClipConfig
 
 
@@ -23,6 +24,11 @@ class VplConfig(DenseClipConfig):
             Last blocks whose attention spreads the maps; 0 leaves that step out.
         affinity_threshold (`float`, *optional*, defaults to 0.4):
             Share of a map's maximum around which boxes are drawn (0.7 for COCO).
+        read_out (`str`, *optional*, defaults to `"gradient"`):
+            How prototypes become localisation maps: `"gradient"`, CLIP-ES's gradient CAM, every map scaled to [0, 1]; or
+            `"softmax"`, the softmax of a patch's cosines over the image's classes and all background.
+        read_out_temperature (`float`, *optional*, defaults to 0.04):
+            The cosines are divided by it before the softmax of `"softmax"`.
         decoder_dim (`int`, *optional*, defaults to 256): Width of the decoder.
         decoder_layers (`int`, *optional*, defaults to 3): Transformer blocks of the decoder.
         decoder_heads (`int`, *optional*, defaults to 8): Attention heads of a block.
@@ -41,6 +47,8 @@ class VplConfig(DenseClipConfig):
     cam_scale: float | None = 25.0
     affinity_layers: int = 8
     affinity_threshold: float = 0.4
+    read_out: str = "gradient"
+    read_out_temperature: float = 0.04
     decoder_dim: int = 256
     decoder_layers: int = 3
     decoder_heads: int = 8
@@ -59,6 +67,11 @@ class VplConfig(DenseClipConfig):
         if self.attention_variant not in ("plain", *KEEPS_RESIDUAL):
             known = ["plain", *sorted(KEEPS_RESIDUAL)]
             raise ValueError(f"attention_variant must be one of {known}, got {self.attention_variant!r}.")
+        if self.read_out not in READ_OUTS or self.read_out_temperature <= 0:
+            raise ValueError(
+                f"read_out must be one of {list(READ_OUTS)} and read_out_temperature positive, got {self.read_out!r} and "
+                f"{self.read_out_temperature}."
+            )
         if self.decoder_dim % self.decoder_heads:
             raise ValueError(f"decoder_dim ({self.decoder_dim}) must be a multiple of decoder_heads ({self.decoder_heads}).")
         if self.contrast_temperature <= 0 or (self.cam_scale is not None and self.cam_scale <= 0):

@@ -5,7 +5,7 @@ attention maps,
 
     R = A_f / max A_f + mean of those A_l whose distance to A_f is below the average of the layers
 
-takes the place of CLIP's mean attention in class-aware affinity (`localization.spread`), and so learns with the decoder.
+takes the place of CLIP's mean attention in class-aware affinity (`affinity.spread`), and so learns with the decoder.
 
 Deviations: what is spread are the labels that stage 2 wrote, not the gradient maps of every step, which would need CLIP's
 backward pass where cached features do now; so a class that is nowhere in a mask stays away, and no colours are looked at again.
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...constants import IGNORE_INDEX
-from ...localization.localization import spread
+from ...localization.affinity import spread
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def refined_labels(
         num_labels: label values, from 0 on.
         relation: `(batch, h * w, h * w)`, not negative: how much every patch has to do with every other.
         grid: `(h, w)`.
-        threshold: of the boxes out of which labels spread, see `localization.spread`.
+        threshold: of the boxes out of which labels spread, see `affinity.spread`.
         confidence: pixels whose best label has a smaller share of all labels become 255.
 
     Returns:

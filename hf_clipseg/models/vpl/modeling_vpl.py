@@ -189,7 +189,7 @@ class VplForSemanticSegmentation(DenseClipPreTrainedModel):
         """How this model makes localisation maps, from its configuration."""
         return LocalizationSettings(
             self.config.attention_variant, self.config.keep_residual, self.config.cam_scale, self.config.affinity_layers,
-            self.config.affinity_threshold,
+            self.config.affinity_threshold, self.config.read_out, self.config.read_out_temperature,
         )  # fmt: skip
 
     def localize(self, pixel_values: torch.Tensor, image_labels: torch.Tensor) -> Localization:
