@@ -92,7 +92,8 @@ STYLES: dict[str, Style] = {
         ("a black and white photo of", "a sketch of", "an old photo of"), (", black and white", "without colours"),
     ),
     "negative": Style(
-        lambda image, _random: 1 - image, ("a negative of", "graffiti of", "a tattoo of"), (", negative", "in inverted colours"),
+        lambda image, _random: 1 - image,
+        ("a negative of", "graffiti of", "a tattoo of"), (", negative", "in inverted colours"),
     ),
     "close": Style(
         cropped, ("a cropped photo of", "a close-up of", "a detail of", "zoomed in on"), (", cropped", "up close"),
@@ -132,8 +133,10 @@ class CaptionStyles:
 
     def as_tags(self, caption: str, random: np.random.Generator) -> str:
         """The nouns of a caption by one of their words each; the caption itself where it has none."""
-        found = sorted(self.nouns.find(caption)) if self.nouns else []
-        concepts = [self.nouns.concepts[index] for index in random.permutation(found)] if found else []
+        if self.nouns is None:
+            return caption
+        found = random.permutation(sorted(self.nouns.find(caption))).astype(int)
+        concepts = [self.nouns.concepts[index] for index in found]
         return " , ".join(concept[random.integers(len(concept))] for concept in concepts) or caption
 
 
