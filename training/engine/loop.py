@@ -139,6 +139,7 @@ def train(
             accelerator, settings, model, optimizer,
             lambda: iter(make_loader(accelerator, settings, dataset, collate, first_step)),
             lambda stream: accumulate_gradients(accelerator, settings, model, stream, compute_losses),
+            settings.max_train_steps - first_step,
         )  # fmt: skip
         announce_estimate(estimate, settings, first_step, validations_ahead(on_step, first_step, evaluated))
 

@@ -26,11 +26,12 @@ GIB = 2**30
 
 
 class Estimate(NamedTuple):
-    """Seconds per step; bytes at most in use by one process, and bytes that its device has."""
+    """Seconds per step; bytes at most in use by one process, and bytes that its device has; how many steps were measured."""
 
     step_seconds: float
     memory: int
     available: int
+    steps: int
 
 
 def rehearse(
@@ -40,8 +41,9 @@ def rehearse(
     optimizer: torch.optim.Optimizer,
     batches: Callable[[], Iterator],
     accumulate: Callable[[Iterator], Any],
+    steps_left: int,
 ) -> Estimate:
-    """Runs `settings.rehearsal_steps` steps without taking them.
+    """Runs `settings.rehearsal_steps` steps without taking them, or those that are left.
 
     Args:
         batches: opens the batches of the run.
@@ -50,11 +52,11 @@ def rehearse(
     Raises:
         ValueError: a step does not fit into memory.
     """
-    seconds = []
+    count, seconds = min(settings.rehearsal_steps, steps_left), []
     try:
         with unchanged(model):
             stream = batches()
-            for _ in range(settings.rehearsal_steps):
+            for _ in range(count):
                 started = time.perf_counter()
                 accumulate(stream)
                 optimizer.zero_grad()
@@ -67,7 +69,7 @@ def rehearse(
     memory, available = memory_in_use(accelerator.device)
     trained = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     return Estimate(
-        statistics.median(seconds[1:] or seconds), memory + 2 * trained * (not optimizer.state), available
+        statistics.median(seconds[1:] or seconds), memory + 2 * trained * (not optimizer.state), available, count
     )  # two moments of AdamW
 
 
@@ -120,7 +122,7 @@ def announce_estimate(estimate: Estimate, settings: TrainingSettings, first_step
     total = steps * estimate.step_seconds + count * seconds
     logger.info(
         "this will take about %s: %s (measured on %d steps that were thrown away); memory about %.1f of %.1f GB",
-        duration(total), ", ".join(parts), settings.rehearsal_steps, estimate.memory / GIB, estimate.available / GIB,
+        duration(total), ", ".join(parts), estimate.steps, estimate.memory / GIB, estimate.available / GIB,
     )  # fmt: skip
     if estimate.memory > 0.9 * estimate.available:
         logger.warning("memory will be short: lower --train_batch_size and raise --gradient_accumulation_steps")

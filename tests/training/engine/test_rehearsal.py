@@ -1,6 +1,7 @@
 """What is said before the first step, and that a rehearsed run is the run without it; the moving average of the weights."""
 
 import logging
+import shutil
 
 import pytest
 import torch
@@ -31,6 +32,17 @@ def test_a_rehearsed_run_is_the_run_without_it(tmp_path, caplog):
     assert "6 steps of" in said and "measured on 3 steps that were thrown away" in said and " GB" in said
 
 
+def test_no_more_steps_are_rehearsed_than_are_left(tmp_path, caplog):
+    """A short run, and the last step of a resumed one, would read beyond the end of their data."""
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, steps=2, checkpointing_steps=1, rehearsal_steps=3, checkpoints_total_limit=9)
+    assert "measured on 2 steps that were thrown away" in caplog.text
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, steps=2, rehearsal_steps=3, resume_from_checkpoint="latest")
+    assert "1 steps of" in caplog.text and "measured on 1 steps" in caplog.text
+
+
 def test_validations_are_counted(tmp_path, caplog):
     class Validates:
         def __call__(self, step, model):
@@ -45,7 +57,7 @@ def test_validations_are_counted(tmp_path, caplog):
 
 
 def test_memory_that_will_not_do(tmp_path, caplog):
-    announce_estimate(Estimate(1.0, 95, 100), TrainingSettings(str(tmp_path)), 0, (0, 0.0))
+    announce_estimate(Estimate(1.0, 95, 100, 3), TrainingSettings(str(tmp_path)), 0, (0, 0.0))
     assert "memory will be short: lower --train_batch_size" in caplog.text
 
 
