@@ -97,7 +97,7 @@ def teach(
             prototypes = VisionPrototypes.fit(
                 lesson.pictures, lesson.tags, lesson.class_names, model.clip, loaded.processor, lesson.others,
                 LocalizationSettings(config.attention_variant, config.keep_residual, affinity_layers=0),
-                PrototypeSettings(region_maps="similarity", sharpness=SHARPNESS), rounds=count,
+                PrototypeSettings("step", "similarity", sharpness=SHARPNESS), rounds=count,
             )  # fmt: skip
             features = features_of(model, loaded.processor, test)
         yield show(prototypes, features, lesson, test, count)

@@ -10,8 +10,8 @@ Command:   python -m training.train_vpl --output_dir runs/vpl-toyscapes
    the second half of its steps moves the labels along the decoder's own affinities, as WeCLIP does.
 
 `--stages` chooses some of them; a later stage reads what an earlier one wrote. With the defaults and `--rule step`, which stops
-before it has converged, this trains the shipped `model_cards/vpl-toyscapes`; on other data they are the paper's. No mask of the training data is read; `--validation_split`
-scores on masks, where there are some.
+before it has converged, this trains the shipped `model_cards/vpl-toyscapes`; on other data they are the paper's. No mask of the
+training data is read; `--validation_split` scores on masks, where there are some.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def build_parser() -> CommandParser:
     parser = CommandParser(GROUPS, __doc__)
     parser.set_defaults(
         max_train_steps=400, train_batch_size=8, checkpointing_steps=200, logging_steps=50, validation_steps=200,
-        mixed_precision="no", rule="lbfgs",
+        mixed_precision="no",
     )  # fmt: skip
     return parser
 

@@ -51,19 +51,19 @@ class Experiment:
 
 def rules(ours: PrototypeSettings, rounds: int) -> dict[str, tuple[PrototypeSettings, int]]:
     """Name -> (settings, rounds of maps and prototypes)."""
-    step = replace(ours, rule="step")
+    bare = replace(ours, rule="step", centred=False, learning_rate=None)
     return {
-        "L-BFGS to convergence": (replace(ours, rule="lbfgs"), rounds),
-        "closed-form step, stops early": (step, rounds),
-        "closed-form step, rate 10 (InMaP)": (replace(step, learning_rate=10.0), rounds),
-        "Adam": (replace(ours, rule="adam"), rounds),
-        "centroid": (replace(ours, rule="centroid"), rounds),
-        "centroid, centred": (replace(ours, rule="centroid", centred=True), rounds),
+        "L-BFGS to convergence": (replace(bare, rule="lbfgs"), rounds),
+        "closed-form step, stops early": (bare, rounds),
+        "closed-form step, rate 10 (InMaP)": (replace(bare, learning_rate=10.0), rounds),
+        "Adam": (replace(bare, rule="adam"), rounds),
+        "centroid": (replace(bare, rule="centroid"), rounds),
+        "centroid, centred": (replace(bare, rule="centroid", centred=True), rounds),
         "ours, regions from unrefined maps": (replace(ours, region_maps="cam"), rounds),
         "ours, soft targets from text": (replace(ours, targets="text"), rounds),
         "ours, one more round": (ours, rounds + 1),
         "centroid, regions from similarity maps, 4 rounds": (
-            replace(ours, rule="centroid", region_maps="similarity", sharpness=3.0), 4,
+            replace(bare, rule="centroid", region_maps="similarity", sharpness=3.0), 4,
         ),
     }  # fmt: skip
 

@@ -46,7 +46,7 @@ class PrototypeSettings:
         shrinkage: as many regions as the text prototype counts for.
     """
 
-    rule: str = "step"
+    rule: str = "lbfgs"
     region_maps: str = "refined"
     sharpness: float = 1.0
     targets: str = "own"
@@ -66,6 +66,8 @@ class PrototypeSettings:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
         if self.centred and self.rule != "centroid":
             raise ValueError(f"centred=True belongs to rule='centroid', the rule is {self.rule!r}.")
+        if self.learning_rate is not None and self.rule == "lbfgs":
+            raise ValueError(f"rule='lbfgs' finds its own steps: leave out learning_rate, which is {self.learning_rate}.")
         for name in ("text_temperature", "image_temperature", "sharpness"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

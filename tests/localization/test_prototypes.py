@@ -316,7 +316,14 @@ def test_files_that_are_no_prototypes_are_named(tmp_path):
 
 
 def test_impossible_settings_are_refused():
-    for fields in ({"rule": "median"}, {"rule": "step", "centred": True}, {"text_temperature": 0.0}, {"shrinkage": -1.0}):
+    rates = {"rule": "lbfgs", "learning_rate": 1.0}
+    for fields in (
+        {"rule": "median"},
+        {"rule": "step", "centred": True},
+        rates,
+        {"text_temperature": 0.0},
+        {"shrinkage": -1.0},
+    ):
         with pytest.raises(ValueError, match=next(reversed(fields))):
             PrototypeSettings(**fields)
     regions, text = clustered_regions()
