@@ -45,19 +45,19 @@ SHIPPED = {
     },
     "train_vpl": {
         "image_size": 128, "label_size": 64, "templates": "ensemble", "attention_variant": "value", "keep_residual": False,
-        "cam_scale": 1.0, "affinity_layers": 0, "affinity_threshold": 0.4, "rule": "step", "centred": False,
+        "cam_scale": 1.0, "affinity_layers": 0, "affinity_threshold": 0.4, "rule": "lbfgs", "centred": False,
         "region_maps": "refined", "targets": "own", "rounds": 1, "refinement": "crf", "localization_batch_size": 16,
         "confidence": 0.95, "decoder_dim": 96, "decoder_layers": 2, "decoder_heads": 8, "crops_per_image": 1,
         "affinity_loss_weight": 0.1, "contrast_loss_weight": 0.1, "contrast_warmup_steps": 100, "learning_rate": 1e-3,
         "weight_decay": 0.01, "warmup_steps": 50, "max_train_steps": 400, "train_batch_size": 8, "mixed_precision": "no",
-    },
+    },  # trained since: the shipped one had the rule step
     "curate_concepts": {
         "omission_rate": 0.5, "closeup_rate": 0.0, "image_size": 128, "data_seed": 0, "min_count": 20, "max_concepts": 2000,
         "num_neighbours": 8, "index": "flat", "num_probes": 32, "over_fetch": 4, "train_size": 500_000, "shard_size": 10_000,
         "batch_size": 64,
     },
 }  # fmt: skip
-"""The options behind the checkpoints in `model_cards`, as the scripts had them when they were trained."""
+"""The options behind the checkpoints in `model_cards`, but for those named beside them, which their cards name, too."""
 
 
 def parse(command: str, *more: str):
