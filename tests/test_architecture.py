@@ -13,6 +13,7 @@ TENSOR_TOOLS = {
     "clip.distributed",
     "clip.multi_view",
     "clip.similarity",
+    "evaluation.edge_pixels",
     "evaluation.metrics",
     "localization.prototype_rules",
     "models.losses",

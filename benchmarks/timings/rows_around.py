@@ -21,7 +21,7 @@ from hf_clipseg.processing.inference import segment
 from hf_clipseg.processing.upsampling import upsample_argmax
 from hf_clipseg.refinement.crf import dense_crf
 from hf_clipseg.refinement.pamr import pamr
-from hf_clipseg.toyscapes import render
+from hf_clipseg.toyscapes import CLASS_NAMES, render
 
 from .before import boundary_f_by_class, labels_in_chunks, pamr_by_16, segformer_labels
 from .pairs import Pair
@@ -84,22 +84,35 @@ def refinement(height: int = 480, width: int = 640) -> Iterator[Pair]:
 
 
 def scores(height: int = 480, width: int = 640) -> Iterator[Pair]:
+    cases = [("a scene", torch.as_tensor(render(0, 3, height, width).mask).long(), len(CLASS_NAMES))]
     for side in (3, 11):  # as many blocks of classes along each axis
         blocks = torch.arange(side * side).view(side, side)
-        truth = blocks.repeat_interleave(-(-height // side), 0).repeat_interleave(-(-width // side), 1)[:height, :width]
-        found, count = truth.roll((3, 4), dims=(0, 1)), side * side
-        yield Pair(
-            f"boundary F, {width} x {height}, {count} classes",
-            lambda found=found, truth=truth: boundary_f_by_class(found, truth),
-            lambda found=found, truth=truth, count=count: BoundaryF(count).update(found, truth),
-            "class by class at full size, as before, against `BoundaryF`",
-        )
-        yield Pair(
-            f"boundary F beside counting, {count} classes",
-            lambda found=found, truth=truth, count=count: ConfusionMatrix(count).update(found, truth),
-            lambda found=found, truth=truth, count=count: BoundaryF(count).update(found, truth),
-            "the confusion matrix against `BoundaryF`",
-        )
+        blocks = blocks.repeat_interleave(-(-height // side), 0).repeat_interleave(-(-width // side), 1)
+        cases.append(("blocks", blocks[:height, :width], side * side))
+    for name, truth, count in cases:
+        yield from boundary_rows(f"{width} x {height}, {name}, {count} classes", truth, count)
+
+
+def boundary_rows(title: str, truth: torch.Tensor, count: int) -> Iterator[Pair]:
+    found = truth.roll((3, 4), dims=(0, 1))
+    yield Pair(
+        f"boundary F, {title}",
+        lambda: boundary_f_by_class(found, truth),
+        lambda: BoundaryF(count).update(found, truth),
+        "class by class at full size, as before, against `BoundaryF`",
+    )
+    yield Pair(
+        f"boundary F beside a count, {title}",
+        lambda: torch.bincount(truth.flatten(), minlength=count),
+        lambda: BoundaryF(count).update(found, truth),
+        "one `torch.bincount` of the map against `BoundaryF`",
+    )
+    yield Pair(
+        f"boundary F beside IoU, {title}",
+        lambda: ConfusionMatrix(count).update(found, truth),
+        lambda: BoundaryF(count).update(found, truth),
+        "the confusion matrix against `BoundaryF`",
+    )
 
 
 def texts(num_names: int = 40, num_templates: int = 7) -> Iterator[Pair]:

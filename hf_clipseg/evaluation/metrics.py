@@ -16,6 +16,7 @@ import math
 import torch
 
 from ..constants import IGNORE_INDEX
+from .edge_pixels import EdgePixels, near_each_other
 
 
 class ConfusionMatrix:
@@ -109,22 +110,33 @@ class BoundaryF:
         valid = target != self.ignore_index
         check_range(target, valid, self.num_classes, self.ignore_index, "target")
         check_range(prediction, valid, self.num_classes, self.ignore_index, "prediction")
-        predicted, true = (EdgePixels(labels, valid, radius) for labels in (prediction, target))
-        predicted_counts, near_true = self._counts(predicted, true)
-        true_counts, near_predicted = self._counts(true, predicted)
-        labels = torch.where(valid, target, self.num_classes).flatten()
-        present = torch.bincount(labels, minlength=self.num_classes + 1)[:-1] > 0
+        pixel_counts = self._pixel_counts(target)
+        valid = valid if pixel_counts.sum() < target.numel() else None
+        predicted, true = self._edges(prediction, valid), self._edges(target, valid)
+        near_true, near_predicted = near_each_other(predicted, true, radius)
+        predicted_counts, near_true = self._counts(predicted, near_true)
+        true_counts, near_predicted = self._counts(true, near_predicted)
         precision, recall = near_true / predicted_counts, near_predicted / true_counts
         total = precision + recall  # NaN where either map has no boundary of the class
         scores = torch.where(total > 0, 2 * precision * recall / total, 0.0)
-        counted = present & ((predicted_counts > 0) | (true_counts > 0))
+        counted = (pixel_counts > 0) & ((predicted_counts > 0) | (true_counts > 0))
         self.totals += torch.stack([torch.where(counted, scores, 0.0), counted.double()]).cpu()
 
-    def _counts(self, edges: "EdgePixels", others: "EdgePixels") -> tuple[torch.Tensor, torch.Tensor]:
-        """Per class, float64: the pixels of `edges`, and those of them that lie near a pixel of `others`."""
-        near = edges.near(others)
+    def _edges(self, labels: torch.Tensor, valid: torch.Tensor | None) -> EdgePixels:
+        narrow = torch.uint8 if self.num_classes <= 256 else torch.int32  # what ignored pixels hold may wrap
+        return EdgePixels(labels.to(narrow), valid)
+
+    def _counts(self, edges: EdgePixels, near: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per class, float64: the pixels of `edges`, and those of them that are near."""
         every = torch.bincount(edges.classes, minlength=self.num_classes).double()
-        return every, torch.bincount(edges.classes[near], minlength=self.num_classes).double()
+        return every, torch.bincount(edges.classes.masked_select(near), minlength=self.num_classes).double()
+
+    def _pixel_counts(self, target: torch.Tensor) -> torch.Tensor:
+        """`(C,)` int64 of a map whose labels were checked, without what is ignored."""
+        shift = max(0, -self.ignore_index)  # nothing below 0 can be counted
+        counts = torch.bincount((target + shift if shift else target).flatten(), minlength=self.num_classes + shift)
+        counts[self.ignore_index + shift : self.ignore_index + shift + 1] = 0
+        return counts[shift : shift + self.num_classes]
 
     def per_class(self) -> torch.Tensor:
         """`(C,)` float64 mean F over the images that have a boundary of the class, NaN where none has."""
@@ -182,6 +194,9 @@ def _as_labels(labels) -> torch.Tensor:
 
 def check_range(labels: torch.Tensor, valid: torch.Tensor, num_classes: int, ignore_index: int, name: str) -> None:
     """Raises ValueError where a valid pixel holds no class."""
+    lowest, highest = labels.aminmax() if labels.numel() else (0, 0)
+    if lowest >= 0 and highest < num_classes:
+        return  # most maps: nothing is ignored, and two passes are saved
     wrong = valid & ((labels < 0) | (labels >= num_classes))
     if not wrong.any():
         return
@@ -191,52 +206,3 @@ def check_range(labels: torch.Tensor, valid: torch.Tensor, num_classes: int, ign
         f"{name} holds the label {listed}; expected 0..{num_classes - 1}, or {ignore_index} (ignore) in the target. "
         "Is the class list the right one for these masks?"
     )
-
-
-_UPPER, _LOWER = (slice(None, -1),), (slice(1, None),)
-_LEFT, _RIGHT = (slice(None), slice(None, -1)), (slice(None), slice(1, None))
-
-
-class EdgePixels:
-    """The boundary pixels of all classes of one map: every pixel with a 4-neighbour of another class, both of them valid.
-
-    A pixel has one class, so one pass finds the boundaries of all; what follows costs by boundary pixels, not by classes.
-
-    Args:
-        labels: `(H, W)` int64.
-        valid: `(H, W)` bool.
-        radius: largest distance of two pixels that count as near each other.
-    """
-
-    def __init__(self, labels: torch.Tensor, valid: torch.Tensor, radius: float):
-        edge = torch.zeros_like(valid)
-        for one, other in ((_UPPER, _LOWER), (_LEFT, _RIGHT)):
-            differ = (labels[one] != labels[other]) & valid[one] & valid[other]
-            edge[one] |= differ
-            edge[other] |= differ
-        places = edge.flatten().nonzero().flatten()
-        rows, columns = places // labels.shape[1], places % labels.shape[1]
-        self.classes = labels.flatten()[places]
-        self.radius = radius
-        # One number per pixel, in the order class, row, column; rows are parted so far that no run of columns reaches the next.
-        self.row_step = labels.shape[1] + 2 * int(radius) + 1
-        class_step = self.row_step * (labels.shape[0] + 2 * int(radius) + 1)
-        self.codes = self.classes * class_step + rows * self.row_step + columns
-
-    def near(self, others: "EdgePixels") -> torch.Tensor:
-        """Bool per pixel: whether a pixel of `others` of the same class lies within the radius (Euclidean).
-
-        The disk is looked through row by row, nearest first, and pixels that have found a partner are done.
-        """
-        near = torch.zeros_like(self.codes, dtype=torch.bool)
-        sought, codes = others.codes.sort().values, self.codes
-        open_pixels = torch.arange(len(codes), device=codes.device)
-        rises = sorted(range(-int(self.radius), int(self.radius) + 1), key=abs)
-        for rise in rises if len(sought) else ():
-            half_width = int(math.sqrt(self.radius**2 - rise**2))
-            centre = codes[open_pixels] + rise * self.row_step
-            candidate = sought[torch.searchsorted(sought, centre - half_width).clamp(max=len(sought) - 1)]
-            found = (candidate >= centre - half_width) & (candidate <= centre + half_width)
-            near[open_pixels[found]] = True
-            open_pixels = open_pixels[~found]
-        return near

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
+from hf_clipseg.evaluation import edge_pixels
 from hf_clipseg.evaluation.metrics import BoundaryF, ConfusionMatrix, harmonic_mean, summarise
 
 
@@ -153,6 +154,41 @@ def test_boundary_f_of_many_classes_equals_loops(num_classes, shape, tolerance):
     boundary.update(prediction, target)
     radius = max(1.0, tolerance * math.hypot(*shape))
     assert boundary.score() == pytest.approx(boundary_f_by_loops(prediction, target, num_classes, radius), abs=1e-12)
+
+
+@pytest.mark.parametrize("num_squares", [1, 120, 2**22])  # one class at a time, two, all
+@pytest.mark.parametrize(("tolerance", "ignore_index"), [(0.1, -1), (0.3, 2), (0.45, 300)])
+def test_boundary_f_within_many_squares_equals_distances(monkeypatch, num_squares, tolerance, ignore_index):
+    """Disks of several rings of 8 x 8 squares, classes in turns, and every kind of label that is ignored."""
+    monkeypatch.setattr(edge_pixels, "MAX_SQUARES", num_squares)
+    generator = np.random.default_rng(3)
+    blocks = generator.integers(0, 5, (2, 5, 9)).repeat(7, 1).repeat(5, 2)
+    prediction, target = (np.where(generator.random(each.shape) < 0.01, 0, each) for each in blocks)
+    target[generator.random(target.shape) < 0.05] = ignore_index
+    boundary = BoundaryF(5, tolerance, ignore_index)
+    boundary.update(prediction, target)
+    radius = tolerance * math.hypot(*target.shape)
+    assert boundary.score() == pytest.approx(boundary_f_by_distances(prediction, target, 5, radius, ignore_index), abs=1e-12)
+
+
+def boundary_f_by_distances(prediction, target, num_classes, radius, ignore_index):
+    """All distances of all pixels of a class at once."""
+    valid = np.pad(target != ignore_index, 1)
+
+    def edge(labels, class_id):
+        labels, found = np.pad(labels, 1), np.zeros_like(valid)
+        for shift, axis in ((1, 0), (-1, 0), (1, 1), (-1, 1)):
+            found |= np.roll((labels != class_id) & valid, shift, axis)
+        return np.argwhere(found & valid & (labels == class_id))
+
+    scores = []
+    for class_id in set(range(num_classes)) - {ignore_index}:
+        predicted, true = edge(prediction, class_id), edge(target, class_id)
+        if (target == class_id).any() and len(predicted) + len(true):
+            near = np.linalg.norm(predicted[:, None] - true[None], axis=2) <= radius
+            shares = [near.any(axis=axis).mean() if near.size else 0.0 for axis in (0, 1)]
+            scores.append(harmonic_mean(*shares))
+    return np.mean(scores)
 
 
 def test_boundary_f_refuses_labels_that_are_no_class():
