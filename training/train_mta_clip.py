@@ -22,7 +22,7 @@ photographs than your CLIP, and the texts stay CLIP's:
 | preset | crop | steps x images | what it is for | mIoU of peers, single scale |
 |---|---|---|---|---|
 | photos | 384 x 384 | 2k x 8 | some hundred photographs of your own; what it sets: `settings/photo_presets.py` | |
-| cpu | 256 x 256 | 750 x 4 | the same in minutes on one core, `--vision_backbone` frozen: `docs/photographs.md` | |
+| cpu | 384 x 384 | 600 x 4 | the same in minutes on one core, `--vision_backbone` frozen: `docs/photographs.md` | |
 | toyscapes | 128 x 128 | 3k x 8 | CLIP frozen, its features computed once; measured in the card | |
 | ade20k | 512 x 512 | 160k x 16 | 150 classes, labels reduced by one | DenseCLIP ViT-B 50.6, Mask2Former R50 47.2 |
 | cityscapes | 512 x 1024 | 90k x 16 | 19 classes as train ids | Mask2Former R50 79.4 |
@@ -49,11 +49,11 @@ from hf_clipseg import (
     PixelTextClipForSemanticSegmentation,
     SegmentationProcessor,
 )
-from hf_clipseg.clip.text_bank import normalise_class_names, weights_fingerprint
+from hf_clipseg.clip.text_bank import normalise_class_names
 from hf_clipseg.models.mta_clip.mask_text_loss import DivergedError
 
-from .data.feature_cache import CropSettings, cached_maps
-from .data.masked_crops import MaskedCrops, RandomCropSettings, collate
+from .data.crops_or_features import make_dataset
+from .data.masked_crops import collate
 from .data.openers import open_masks, open_validation
 from .engine.loop import make_accelerator, train
 from .engine.lora import add_lora, without_lora
@@ -83,7 +83,7 @@ METHOD_NAMES = {"mta_clip": "MTA-CLIP", "pixel_text": "Pixel-text CLIP"}
 METHODS = {"mta_clip": MtaClipForSemanticSegmentation, "pixel_text": PixelTextClipForSemanticSegmentation}
 SHARED_FIELDS = (
     "hidden_dim", "num_attention_heads", "finest_scale", "pixel_decoder_layers", "pixel_decoder_feedforward_dim",
-    "num_prompt_tokens",
+    "num_prompt_tokens", "direct_features",
 )  # fmt: skip
 DECODER_FIELDS = (
     "num_queries", "decoder_layers", "feedforward_dim", "normalise_texts", "contrastive_form", "contrastive_temperature",
@@ -193,43 +193,6 @@ def learn_unknown_names(args: argparse.Namespace, processor: SegmentationProcess
     return True
 
 
-def make_dataset(args: argparse.Namespace, source, model, processor) -> torch.utils.data.Dataset:
-    """Random crops of images, or the features of fixed ones."""
-    if not args.crops_per_image:
-        crops = RandomCropSettings(
-            args.crop_size[0],
-            args.crop_size[1],
-            short_side=args.short_side,
-            scale=tuple(args.scale),
-            max_class_share=args.max_class_share,
-            balanced_share=args.balanced_share,
-            colour_jitter=args.colour_jitter,
-            hue_jitter=args.hue_jitter,
-            label_stride=args.label_stride,
-            image_mean=tuple(processor.image_processor.image_mean),
-            image_std=tuple(processor.image_processor.image_std),
-        )
-        return MaskedCrops(source, crops, seed=args.seed, keep=args.keep_images)
-    if args.backbone_factor or args.lora_rank or args.crop_size != [args.short_side] * 2:
-        raise ValueError(
-            f"--crops_per_image needs a frozen encoder, --backbone_factor 0 (got {args.backbone_factor}) without --lora_rank, "
-            f"and square crops of the size of --short_side (got {args.crop_size} and {args.short_side})."
-        )
-    if unused := [name for name in ("balanced_share", "colour_jitter", "hue_jitter") if getattr(args, name)]:
-        logger.info("the crops of --crops_per_image are fixed, so that these are not used: %s", ", ".join(unused))
-    label_size = None if args.label_stride == 1 else args.short_side // args.label_stride
-    crops = CropSettings(args.short_side, args.crops_per_image, max_scale=args.scale[1], label_size=label_size)
-    config = model.config
-    read = sorted(set(config.feature_layers)) if config.vision_backbone is None else config.vision_backbone.to_dict()
-    identity = {"weights": weights_fingerprint(vision_encoder(model)), "blocks": read}
-    vision_encoder(model).eval()
-
-    def encode(pixels: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        return model.encode_blocks(pixels.to(model.device))[0]
-
-    return cached_maps(source, processor, crops, encode, identity, args.cache_dir)
-
-
 def make_processor(args: argparse.Namespace) -> SegmentationProcessor:
     """Inference sees images at the scale that training is centred on."""
     size = {"shortest_edge": args.short_side, "longest_edge": 4 * args.short_side}
@@ -323,7 +286,7 @@ def run(args: argparse.Namespace):
 
     model.to(accelerator.device)
     with accelerator.main_process_first():
-        dataset = make_dataset(args, source, model, processor)
+        dataset = make_dataset(args, source, model, vision_encoder(model), processor)
     undecayed = [name for name in UNDECAYED if name != "contexts" or not args.decay_contexts]
     factors = learning_rate_factors(args, model.config.clip_config.vision_config.num_hidden_layers)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay, factors, undecayed))

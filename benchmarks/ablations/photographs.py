@@ -31,11 +31,7 @@ from training.engine.provenance import provenance, write_json
 logger = logging.getLogger(__name__)
 
 ENCODER = "deeplabv3_mobilenet_v2"
-SMALL = [
-    "--crop_size", "224", "224", "--short_side", "224", "--scale", "1.0", "1.5", "--crops_per_image", "2",
-    "--balanced_share", "0", "--colour_jitter", "0", "--rehearsal_steps", "0", "--mixed_precision", "no",
-    "--max_train_steps", "400", "--checkpointing_steps", "400", "--validation_steps", "400", "--validation_pictures", "0",
-]  # fmt: skip
+MEASURED = ["--rehearsal_steps", "0", "--mixed_precision", "no", "--validation_pictures", "0"]
 VARIANTS: dict[str, list[str]] = {
     "pixel-text": ["--method", "pixel_text"],
     "MTA-CLIP": ["--method", "mta_clip"],
@@ -101,7 +97,7 @@ def run_one(args: argparse.Namespace, collection: str, variant: str, seed: int) 
     folder = args.output_dir / "data" / collection
     options = [
         "--preset", "cpu", "--dataset_name", str(folder), *lay_out(args.data, collection, folder), "--validation_split",
-        "validation", "--vision_backbone", str(args.data / ENCODER), "--seed", str(seed), *SMALL, *VARIANTS[variant],
+        "validation", "--vision_backbone", str(args.data / ENCODER), "--seed", str(seed), *MEASURED, *VARIANTS[variant],
         "--cache_dir", str(args.output_dir / "cache"), "--output_dir", str(target.with_suffix("")), "--overwrite_output_dir",
         *args.more,
     ]  # fmt: skip

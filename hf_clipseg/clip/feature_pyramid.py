@@ -39,6 +39,16 @@ class FeaturePyramid(nn.Module):
         ]
 
 
+class DirectFeatures(nn.Linear):
+    """A linear layer on the deepest map of an encoder, each of whose cells is normalised first, as in the pyramid."""
+
+    def forward(self, feature_map: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """`(batch, channels, h, w)` -> `(batch, dim, *size)`, resized bilinearly."""
+        cells = feature_map.permute(0, 2, 3, 1).to(self.weight.dtype)
+        projected = super().forward(nn.functional.layer_norm(cells, cells.shape[-1:])).permute(0, 3, 1, 2)
+        return nn.functional.interpolate(projected, size=tuple(size), mode="bilinear", align_corners=False)
+
+
 def resampler(width: int, scale: float) -> nn.Module:
     """`(batch, width, h, w)` -> `(batch, width, h * scale, w * scale)`."""
     if scale == 4:

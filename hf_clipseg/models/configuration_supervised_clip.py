@@ -37,6 +37,9 @@ class SupervisedClipConfig(DenseClipConfig):
         learned_class_texts (`bool`, *optional*, defaults to `False`):
             Every class text is moved by a learned offset, as DenseCLIP refines its own (arXiv 2112.01518): for classes whose
             names CLIP's tokenizer does not know, which would have one text between them.
+        direct_features (`bool`, *optional*, defaults to `False`):
+            Whether the deepest map of the vision encoder, normalised and projected, is added to the pixel decoder's features. A
+            linear layer learns from a good encoder in a few hundred steps, and the decoder then has only to correct it.
         prompt_input_ids (`list[list[int]]`, *optional*):
             Tokens of the class names, one row per name; `set_classes` writes them.
         prompt_class_ids (`list[int]`, *optional*):
@@ -55,6 +58,7 @@ class SupervisedClipConfig(DenseClipConfig):
     num_prompts: int = 3
     num_prompt_tokens: int = 8
     learned_class_texts: bool = False
+    direct_features: bool = False
     prompt_input_ids: list | None = None
     prompt_class_ids: list[int] | None = None
 

@@ -20,7 +20,7 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPreTrainedModel,
 )
 
-from ..clip.feature_pyramid import FeaturePyramid
+from ..clip.feature_pyramid import DirectFeatures, FeaturePyramid
 from ..clip.prompt_learner import INITIAL_STANDARD_DEVIATION, PromptLearner
 from ..clip.text_bank import ClassName, normalise_class_names
 from ..clip.vision_network import LEVELS, load_network
@@ -78,11 +78,13 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         if config.vision_backbone is None:
             width = config.clip_config.vision_config.hidden_size
             self.pyramid, channels = FeaturePyramid(width, config.finest_scale, LEVELS), [width] * LEVELS
+            deepest = width
         else:
             self.pyramid = VisionPyramid(config.vision_backbone, config.finest_scale, LEVELS)
             self.clip.vision_model = self.clip.visual_projection = None
-            channels = self.pyramid.channels
+            channels, deepest = self.pyramid.channels, self.pyramid.plan.channels[-1]
         self.pixel_decoder = Mask2FormerPixelDecoder(pixel_decoder_config(config), channels)
+        self.direct_features = DirectFeatures(deepest, config.hidden_dim) if config.direct_features else None
         self.prompts = None
         if config.num_prompts and config.has_text_encoder:
             text_width = config.clip_config.text_config.hidden_size
@@ -107,6 +109,9 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Mask2FormerPixelDecoder):
             initialise_as_mask2former(module)
+        elif isinstance(module, DirectFeatures):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, PromptLearner):
             init.normal_(module.contexts, std=INITIAL_STANDARD_DEVIATION)
         elif module is self and self.class_offsets is not None:
@@ -283,6 +288,10 @@ class SupervisedClipPreTrainedModel(DenseClipPreTrainedModel):
         # Sampling positions need more than the 8 bits of bf16, so this part ignores autocast, as in the original.
         with torch.autocast(levels[0].device.type, enabled=False):
             decoded = self.pixel_decoder([level.to(self.pixel_decoder.level_embed.dtype) for level in levels])
+            if self.direct_features is not None:
+                deepest = block_maps[-1] if self.config.vision_backbone is not None else block_maps[-1].permute(0, 3, 1, 2)
+                size = decoded.mask_features.shape[-2:]
+                decoded.mask_features = decoded.mask_features + self.direct_features(deepest, size)
         return decoded, hidden_states
 
     def dense_features(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -308,3 +308,30 @@ def test_the_real_mobilenet_gives_what_deeplab_reads(clip, real_data):
     assert all(torch.equal(found, states[index]) for found, index in zip(maps, (1, 4, 15), strict=True))
     assert torch.equal(segmenter.segmentation_head(maps[-1]), segmenter(pixel_values).logits)
     assert isinstance(model.pyramid.network, MobileNetV2Model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", ["convnext", None])
+def test_direct_features_add_a_linear_layer_on_the_deepest_map(clip, tmp_path, network):
+    """By hand for one cell: normalised, projected, resized, added. Without the option nothing is there to be loaded."""
+    model = build(clip, network and NETWORKS[network](), direct_features=True).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    added, (_, states) = model.decode_pixels(pixel_values)[0].mask_features, model.encode_blocks(pixel_values)
+    direct, model.direct_features = model.direct_features, None
+    deepest = states[-1] if network else states[-1][:, 1:].transpose(1, 2).unflatten(2, (64 // model.clip.patch_size,) * 2)
+    cells = deepest.movedim(1, -1)
+    cells = (cells - cells.mean(-1, keepdim=True)) / (cells.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = (cells @ direct.weight.T + direct.bias).movedim(-1, 1)
+    expected = torch.nn.functional.interpolate(expected, added.shape[-2:], mode="bilinear")
+    torch.testing.assert_close(added - model.decode_pixels(pixel_values)[0].mask_features, expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 0.1 and not any("direct" in name for name in build(clip, None).state_dict())
+    model.direct_features = direct
+    model.save_pretrained(tmp_path)
+    loaded = PixelTextClipForSemanticSegmentation.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
+
+
+def test_direct_features_learn_in_mta_clip(clip):
+    model = build(clip, NETWORKS["convnext"](), MtaClipForSemanticSegmentation, direct_features=True).train()
+    model(torch.randn(1, 3, 64, 64), labels=torch.randint(3, (1, 64, 64))).loss.backward()
+    assert model.direct_features.weight.grad.abs().sum() > 0

@@ -20,6 +20,7 @@ from hf_clipseg import MtaClipForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.clip.vision_network import load_network
 from hf_clipseg.processing.inference import segment
 from training import train_mta_clip
+from training.data.crops_or_features import cache_is_waste
 from training.data.feature_cache import CropSettings, crop
 from training.data.openers import open_masks
 from training.engine.loop import SampleKey
@@ -158,7 +159,7 @@ def test_another_encoder_frozen_with_its_features_computed_once(clip_folder, dat
 
     args = train_mta_clip.parse_arguments(options(clip_folder, data, tmp_path, *more, "--crops_per_image", "2"))
     source, model = open_masks(args), model.eval()
-    cached = train_mta_clip.make_dataset(args, source, model, processor)
+    cached = train_mta_clip.make_dataset(args, source, model, model.pyramid.network, processor)
     sample = cached[SampleKey(0, 0, 0)]
     pixels, labels = crop(processor, source[0]["image"], source[0]["mask"], CropSettings(32, 2, max_scale=2.0), 0, 0)
     with torch.no_grad():
@@ -179,7 +180,7 @@ def test_another_encoder_learns_at_its_own_rate(clip_folder, data, encoder, tmp_
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     assert rates[id(model.pyramid.network.layer[3].reduce_1x1.convolution.weight)] == 0.1
     assert id(model.pyramid.network.conv_1x1.convolution.weight) not in rates
-    sample = train_mta_clip.make_dataset(args, source, model, processor)[SampleKey(0, 0, 0)]
+    sample = train_mta_clip.make_dataset(args, source, model, model.pyramid.network, processor)[SampleKey(0, 0, 0)]
     assert sample["pixel_values"].min() >= -2 and sample["pixel_values"].max() <= 2  # (0 - 0.5) / 0.25 to (1 - 0.5) / 0.25
     trained = train(clip_folder, data, tmp_path / "run", *more).pyramid.network.state_dict()
     before = load_network(encoder).state_dict()
@@ -214,6 +215,12 @@ def test_a_machine_without_an_accelerator_gets_a_small_decoder(monkeypatch):
         64,
         0,
     )
+    assert (args.direct_features, args.crop_size, args.short_side, args.crops_per_image) == (True, [384, 384], 384, 2)
+    assert not cache_is_waste(args, 1200) and cache_is_waste(args, 1201)
+    args.crops_per_image = 3  # asked for
+    assert not cache_is_waste(args, 10_000)
+    learns = parsed("--dataset_name", "photographs", "--vision_backbone", "network", "--backbone_factor", "0.1")
+    assert cache_is_waste(learns, 10)
     asked = parsed("--dataset_name", "photographs", "--vision_backbone", "network", "--method", "mta_clip")
     assert (asked.method, asked.num_prompts) == ("mta_clip", 3)
     for more, scale in (([], 2), (["--model_name_or_path", "openai/clip-vit-base-patch16"], 4)):

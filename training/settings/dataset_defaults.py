@@ -72,14 +72,19 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """Of every command, by name: defaults of its other options."""
 
 
-FROZEN_ON_CPU = {"backbone_factor": 0.0, "method": "pixel_text"}
-"""What the cpu preset adds where `--vision_backbone` names an encoder: it has seen photographs, and to train it costs most. In
-the steps that a processor has time for, pixels learn from it and mask queries do not yet: see `docs/photographs.md`."""
+FROZEN_ON_CPU = {
+    "method": "pixel_text", "backbone_factor": 0.0, "direct_features": True, "crop_size": [384, 384], "short_side": 384,
+    "scale": [1.0, 1.5], "crops_per_image": 2, "balanced_share": 0.0, "colour_jitter": 0.0, "max_train_steps": 600,
+    "checkpointing_steps": 300, "validation_steps": 600,
+}  # fmt: skip
+"""What the cpu preset adds where `--vision_backbone` names an encoder: it has seen photographs, and to run it costs most, so
+that its features are computed once. In the steps that a processor has time for, pixels learn from it and mask queries do not
+yet; its resolution and a linear path from its last map count most: see `docs/photographs.md`."""
 
 CLIP_ON_CPU = {
-    "method": "pixel_text", "backbone_factor": 0.0, "crop_size": [256, 256], "short_side": 256, "scale": [1.0, 2.0],
-    "crops_per_image": 4, "balanced_share": 0.0, "colour_jitter": 0.0, "train_batch_size": 8, "max_train_steps": 300,
-    "checkpointing_steps": 300, "validation_steps": 300,
+    "method": "pixel_text", "backbone_factor": 0.0, "direct_features": True, "crop_size": [256, 256], "short_side": 256,
+    "scale": [1.0, 2.0], "crops_per_image": 4, "balanced_share": 0.0, "colour_jitter": 0.0, "train_batch_size": 8,
+    "max_train_steps": 300, "checkpointing_steps": 300, "validation_steps": 300,
 }  # fmt: skip
 """What it adds where CLIP reads the images: a plain transformer costs most of all, so its features are computed once."""
 
