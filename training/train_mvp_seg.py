@@ -2,8 +2,8 @@
 
 Command:   python -m training.train_mvp_seg --output_dir runs/mvp-seg-toyscapes
 
-CLIP is frozen, so its features are computed once (`feature_cache`). The shipped `model_cards/mvp-seg-toyscapes` was trained
-with `--orthogonality text --spread_weight 0`; its card has hardware, runtime and scores.
+CLIP is frozen, so its features are computed once (`feature_cache`). With the defaults this trains the shipped
+`model_cards/mvp-seg-toyscapes`, by `--orthogonality text --spread_weight 0`; its card has hardware, runtime and scores.
 """
 
 import argparse

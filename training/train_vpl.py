@@ -9,9 +9,9 @@ Command:   python -m training.train_vpl --output_dir runs/vpl-toyscapes
 3. `segmenter`: the decoder on the pseudo masks, with regional semantic contrast -> `final/`. With `--online_refinement`
    the second half of its steps moves the labels along the decoder's own affinities, as WeCLIP does.
 
-`--stages` chooses some of them; a later stage reads what an earlier one wrote. With the defaults and `--rule step`, which stops
-before it has converged, this trains the shipped `model_cards/vpl-toyscapes`; on other data they are the paper's. No mask of the
-training data is read; `--validation_split` scores on masks, where there are some.
+`--stages` chooses some of them; a later stage reads what an earlier one wrote. With the defaults this trains the shipped
+`model_cards/vpl-toyscapes`, by `--rule step`, which stops before it has converged; on other data they are the paper's. No mask
+of the training data is read; `--validation_split` scores on masks, where there are some.
 """
 
 import argparse

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from hf_clipseg import MaskClipForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.clip.clip_checkpoint import load_whole
+from hf_clipseg.clip.multi_view import class_spread
 from hf_clipseg.clip.text_bank import TEMPLATES
 from hf_clipseg.processing.image_io import batches_of_one_size
 from training.data.sources import load_captions, load_source
@@ -67,12 +68,6 @@ def class_texts(model, processor, class_names: Sequence, templates: str) -> torc
     return model.encode_names(inputs["input_ids"], inputs["name_ids"])
 
 
-def mean_cosine(embeds: torch.Tensor) -> float:
-    """Between different rows."""
-    total = embeds.sum(0).square().sum() - len(embeds)
-    return float(total / (len(embeds) * (len(embeds) - 1)))
-
-
 def gap(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((first.mean(0) - second.mean(0)).norm())
 
@@ -91,9 +86,9 @@ def geometry(images: torch.Tensor, captions: torch.Tensor, patches: torch.Tensor
     return {
         "centroid distance, images to captions": gap(images, captions),
         "centroid distance, patches to class texts": gap(patches, texts["ensemble"]),
-        "mean cosine of different images": mean_cosine(images),
-        "mean cosine of different captions": mean_cosine(captions),
-        "mean cosine of different patches": mean_cosine(patches),
+        "mean cosine of different images": float(class_spread(images)),
+        "mean cosine of different captions": float(class_spread(captions)),
+        "mean cosine of different patches": float(class_spread(patches)),
         "mean cosine of an image and its caption": float((images * captions).sum(1).mean()),
         "recall at 1, image to caption": float(agree.float().mean()),
         "share of a class text's norm in the span of the patches": share_in_span(texts["ensemble"], patches),

@@ -49,7 +49,7 @@ FIRST_WORDS = ("a photo of a", "a picture of the", "a drawing of a", "a view of 
 # Options that differ from the defaults of training.train_mvp_seg. `default` is the shipped model.
 VARIANTS: dict[str, list[str]] = {
     "default": [],
-    "OCLoss text, spread free": ["--orthogonality", "text", "--spread_weight", "0"],
+    "OCLoss centred, spread bounded": ["--orthogonality", "centred", "--spread_weight", "1"],
     "k=1": ["--num_views", "1"],
     "k=2": ["--num_views", "2"],
     "k=4": ["--num_views", "4"],

@@ -1,7 +1,7 @@
 """What a command leaves open, by the data set that it is run on; those for Toyscapes made the shipped checkpoints.
 
-Only what a data set decides is here: sizes, scene options, held-out classes. What a method decides is the default of its
-options, so that nothing of Toyscapes reaches other data.
+Only what a data set decides is here: sizes, scene options, held-out classes, and what methods have changed since the shipped
+checkpoints were made. What a method decides is the default of its options, so that nothing of Toyscapes reaches other data.
 """
 
 import argparse
@@ -27,9 +27,12 @@ TOYSCAPES: dict[str, dict[str, Any]] = {
     },
     "train_vpl": {
         "image_size": 128, "label_size": 64, "attention_variant": "value", "keep_residual": False, "cam_scale": 1.0,
-        "affinity_layers": 0, "decoder_dim": 96, "decoder_layers": 2,
+        "affinity_layers": 0, "decoder_dim": 96, "decoder_layers": 2, "rule": "step",
     },
-    "train_mvp_seg": {"limit": 1200, "unseen": "toyscapes", "image_size": 128, "keep_residual": False},
+    "train_mvp_seg": {
+        "limit": 1200, "unseen": "toyscapes", "image_size": 128, "keep_residual": False, "orthogonality": "text",
+        "spread_weight": 0.0,
+    },
     "train_mvp_seg_plus": {
         "limit": 1200, "unseen": "toyscapes", "image_size": 128, "teacher": "model_cards/mvp-seg-toyscapes",
     },

@@ -34,10 +34,10 @@ SHIPPED = {
     "train_mvp_seg": {
         "limit": 1200, "unseen": "toyscapes", "image_size": 128, "crops_per_image": 1, "label_cells": 2,
         "attention_variant": "value", "keep_residual": False, "num_views": 3, "num_prompt_tokens": 16, "fusion": "sum",
-        "orthogonality": "centred", "global_refinement": "threshold", "presence_loss": "multilabel", "presence_weight": 1.0,
-        "orthogonality_weight": 0.1, "anchor_weight": 0.5, "spread_weight": 1.0, "learning_rate": 5e-3, "weight_decay": 0.0,
+        "orthogonality": "text", "global_refinement": "threshold", "presence_loss": "multilabel", "presence_weight": 1.0,
+        "orthogonality_weight": 0.1, "anchor_weight": 0.5, "spread_weight": 0.0, "learning_rate": 5e-3, "weight_decay": 0.0,
         "warmup_steps": 20, "max_train_steps": 600, "train_batch_size": 16, "max_grad_norm": 1.0, "mixed_precision": "no",
-    },  # trained since: the shipped one had orthogonality text, spread_weight 0
+    },
     "train_mvp_seg_plus": {
         "teacher": "model_cards/mvp-seg-toyscapes", "limit": 1200, "unseen": "toyscapes", "image_size": 128,
         "learning_rate": 3e-4, "weight_decay": 0.01, "warmup_steps": 30, "teacher_steps": None, "min_confidence": 0.0,
@@ -45,19 +45,19 @@ SHIPPED = {
     },
     "train_vpl": {
         "image_size": 128, "label_size": 64, "templates": "ensemble", "attention_variant": "value", "keep_residual": False,
-        "cam_scale": 1.0, "affinity_layers": 0, "affinity_threshold": 0.4, "rule": "lbfgs", "centred": False,
+        "cam_scale": 1.0, "affinity_layers": 0, "affinity_threshold": 0.4, "rule": "step", "centred": False,
         "region_maps": "refined", "targets": "own", "rounds": 1, "refinement": "crf", "localization_batch_size": 16,
         "confidence": 0.95, "decoder_dim": 96, "decoder_layers": 2, "decoder_heads": 8, "crops_per_image": 1,
         "affinity_loss_weight": 0.1, "contrast_loss_weight": 0.1, "contrast_warmup_steps": 100, "learning_rate": 1e-3,
         "weight_decay": 0.01, "warmup_steps": 50, "max_train_steps": 400, "train_batch_size": 8, "mixed_precision": "no",
-    },  # trained since: the shipped one had the rule step
+    },
     "curate_concepts": {
         "omission_rate": 0.5, "closeup_rate": 0.0, "image_size": 128, "data_seed": 0, "min_count": 20, "max_concepts": 2000,
         "num_neighbours": 8, "index": "flat", "num_probes": 32, "over_fetch": 4, "train_size": 500_000, "shard_size": 10_000,
         "batch_size": 64,
     },
 }  # fmt: skip
-"""The options behind the checkpoints in `model_cards`, but for those named beside them, which their cards name, too."""
+"""The options behind the checkpoints in `model_cards`, as the scripts had them when they were trained."""
 
 
 def parse(command: str, *more: str):
