@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,8 +15,10 @@ from hf_clipseg.clip.clip_backbone import ClipBackbone
 from hf_clipseg.toyscapes import CAPTION_NOUNS
 from training.curation.tokenization import NOUN_TEMPLATES, NounVocabulary, build_word_tokenizer, mine_nouns
 from training.data.augmentation import colour_jitter, resize
+from training.engine.loop import SampleKey
+from training.pretraining.caption_styles import CaptionStyles
 from training.pretraining.contrastive import ClipForPretraining, NounLoss, assign_patches
-from training.train_clip import Collate, main, retrieval_recall
+from training.train_clip import AugmentedCaptions, Collate, main, retrieval_recall
 
 from ..forked import run_forked
 from ..precision import assert_same, double_precision
@@ -238,6 +241,21 @@ def test_batches_depend_on_seed_and_step_alone():
     assert sizes == {8, 16}
     prompts = {tuple(collate_twice(step)[0]["noun_input_ids"].flatten().tolist()) for step in range(6)}
     assert len(prompts) > 1
+
+
+def test_pairs_are_styled_by_their_seed_and_epoch():
+    class Cache:
+        captions = [["a sea"], ["a car"]]
+        images = np.full((2, 8, 8, 3), 51, dtype=np.uint8)
+
+    plain, styled = AugmentedCaptions(Cache(), 0), AugmentedCaptions(Cache(), 0, CaptionStyles(1.0))
+    pairs = [styled[SampleKey(1, epoch, 0)] for epoch in range(9)]
+    untouched = plain[SampleKey(1, 0, 0)]
+    assert untouched["image"].unique().tolist() == pytest.approx([0.2]) and untouched["caption"] == "a car"
+    assert all("a car" in pair["caption"] and pair["caption"] != "a car" for pair in pairs)
+    assert any((pair["image"] - 0.2).abs().max() > 0.01 for pair in pairs)
+    again = styled[SampleKey(1, 3, 0)]
+    assert again["caption"] == pairs[3]["caption"] and torch.equal(again["image"], pairs[3]["image"])
 
 
 def test_resizing_is_the_mean_of_what_a_pixel_covers_and_jitter_keeps_hue():
