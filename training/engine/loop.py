@@ -169,12 +169,10 @@ def train(
                 checkpoints.save(step)
             if stopped:
                 break
-    if stopped and accelerator.num_processes > 1:
-        ignore_stop_signals()  # a launcher sends them again to those that are not the first to end
     progress.close()
-    accelerator.end_training()
     if stopped:
         end_stopped_run(accelerator, settings, step, stop)
+    accelerator.end_training()
     checkpoints.announce_best()
     return evaluated.eval()
 
@@ -207,6 +205,9 @@ def validations_ahead(on_step: Any, first_step: int, model: torch.nn.Module) -> 
 
 def end_stopped_run(accelerator: Accelerator, settings: TrainingSettings, step: int, stop: StopSignal) -> None:
     """Says how to go on, and ends the process with the status of `Stopped`."""
+    if accelerator.num_processes > 1:
+        ignore_stop_signals()  # a launcher sends them again to those that are not the first to end
+    accelerator.end_training()
     if accelerator.is_main_process:
         cause = stop.received.name if stop.received else "a signal to another process"
         print(
