@@ -1,9 +1,8 @@
 """How far prototypes could get: prototypes fitted with ground truth for the very read-out that is scored.
 
-Centroids of true regions are no upper bound, although they are made of ground truth: they minimise the distance to a class's
-own patches, one class at a time, while a mask is decided between the classes that share an image. The mean of a class holds
-what all patches have in common and what it shares with its neighbours, and where classes differ little in that mean, texts
-tell them apart better. The probe here minimises the cross-entropy of the softmax over an image's own classes, patch by patch,
+Centroids of true regions are no upper bound, although they are made of ground truth: texts score as well (VPL's card). A likely
+reason, not tested by itself: they minimise the distance to a class's own patches, one class at a time, while a mask is decided
+between the classes that share an image. The probe here minimises the cross-entropy of the softmax over an image's own classes, patch by patch,
 which is what the read-out computes; how strongly it is held to its start is chosen on scenes that it was not fitted on.
 """
 
