@@ -2,8 +2,9 @@
 
 Centroids of true regions are no upper bound, although they are made of ground truth: texts score as well (VPL's card). A likely
 reason, not tested by itself: they minimise the distance to a class's own patches, one class at a time, while a mask is decided
-between the classes that share an image. The probe here minimises the cross-entropy of the softmax over an image's own classes, patch by patch,
-which is what the read-out computes; how strongly it is held to its start is chosen on scenes that it was not fitted on.
+between the classes that share an image. The probe here minimises the cross-entropy of the softmax over an image's own classes,
+patch by patch, which is what the read-out computes; how strongly it is held to its start is chosen on scenes that it was not
+fitted on.
 """
 
 from dataclasses import replace
