@@ -33,16 +33,19 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 from transformers.hf_argparser import HfArg
 
 from hf_clipseg.clip.clip_checkpoint import load_whole
+from hf_clipseg.clip.text_bank import TEMPLATES
 
 from .curation.tokenization import NOUN_TEMPLATES, NounVocabulary, build_word_tokenizer, mine_nouns
-from .data.augmentation import colour_jitter, normalise, resize
+from .data.augmentation import normalise, resize
 from .data.caption_cache import CachedCaptions
 from .data.openers import caption_options
 from .data.sources import load_captions
-from .engine.loop import SampleKey, make_accelerator, train
+from .data.splits import SPLITS, unseen_class_ids
+from .engine.loop import make_accelerator, train
 from .engine.optim import make_schedule, parameter_groups
 from .engine.publish import check_hub_access, publish
 from .engine.run_card import run_card
+from .pretraining.caption_batches import AugmentedCaptions, Collate, Layouts
 from .pretraining.caption_styles import CaptionStyles, words_of_styles
 from .pretraining.contrastive import ClipForPretraining, NounLoss
 from .settings.arguments import (
@@ -89,6 +92,15 @@ class ClipArguments:
     caption_styles: float = HfArg(
         default=0.0, help="share of pictures that are changed in a way that their caption tells (dark, blurry, from afar)"
     )
+    mosaic_sides: list[int] = HfArg(
+        default_factory=lambda: [1], help="pictures along a side of an image, drawn from for each step; 1: alone, no mosaic"
+    )
+    unseen: str | None = HfArg(
+        default=None, help=f"nouns that only whole captions teach, parted by commas, or one of {', '.join(SPLITS)}"
+    )
+    noun_templates: str = HfArg(
+        default="many", help=f"what stands around a noun in the losses on patches: 'many', or one of {', '.join(TEMPLATES)}"
+    )
     cone: float = HfArg(
         default=0.0, help="deviation of the biases that a new CLIP's two towers start from: each in a cone of its own"
     )
@@ -101,16 +113,21 @@ class ClipArguments:
 
 @dataclass
 class NounLossArguments:
-    """The terms of `NounLoss`; with all three weights 0 it is CLIP alone."""
+    """The terms beside CLIP's own; with all weights 0 it is CLIP alone."""
 
     _argument_group_name = "losses"
 
+    averaged_weight: float = HfArg(default=0.0, help="weight of the contrast of captions with the mean of the patches")
     present_weight: float = HfArg(default=10.0, help="weight of the multi-label noun term; all 0: CLIP alone")
     explained_weight: float = HfArg(default=1.0, help="weight of the competition between nouns at a patch")
     assigned_weight: float = HfArg(default=0.0, help="weight of balanced self-labels; needs a model that localises already")
     negative_weight: float = HfArg(default=1.0, help="weight of a noun that the caption does not mention")
     unmentioned: float = HfArg(default=0.1, help="share of patches that may show what a caption leaves out")
+    scale: float = HfArg(default=10.0, help="of the cosines of patches and nouns, at first; narrow cones need more")
 
+
+BATCH_OPTIONS = ("image_sizes", "caption_styles", "mosaic_sides", "unseen", "noun_templates")
+"""What a step is made of: another value is another run, which cannot be resumed."""
 
 GROUPS = (
     ClipArguments, NounLossArguments, DataArguments, CaptionArguments, ValidationArguments,
@@ -129,60 +146,6 @@ def build_parser() -> CommandParser:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return build_parser().parse_for_dataset(arguments, "train_clip")
-
-
-class AugmentedCaptions(torch.utils.data.Dataset):
-    """Pairs (image, caption) with the numbers their augmentation is seeded by; indexed with a `SampleKey`."""
-
-    def __init__(self, cache: CachedCaptions, seed: int, styles: CaptionStyles | None = None):
-        self.cache, self.seed, self.styles = cache, seed, styles
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        random = np.random.default_rng((self.seed, key.epoch, key.index))
-        captions = self.cache.captions[key.index]
-        image = torch.from_numpy(np.array(self.cache.images[key.index])).permute(2, 0, 1).float() / 255
-        image = image.flip(2) if random.random() < 0.5 else image
-        caption = captions[random.integers(len(captions))]
-        if self.styles:
-            image, caption = self.styles(image, caption, random)
-        return {
-            "image": image,
-            "caption": caption,
-            "jitter": torch.from_numpy(random.uniform(-0.2, 0.2, 3)).float(),  # brightness, contrast, saturation
-            "step": key.step,
-        }
-
-
-class Collate:
-    """List of samples -> tensors. Image size and noun prompts are drawn from (seed, step), so all processes agree on them."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, nouns: NounVocabulary | None, image_sizes: Sequence[int], seed: int):
-        self.tokenizer, self.nouns, self.image_sizes, self.seed = tokenizer, nouns, tuple(image_sizes), seed
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        random = np.random.default_rng((self.seed, samples[0]["step"]))
-        size = self.image_sizes[random.integers(len(self.image_sizes))]
-        captions = [sample["caption"] for sample in samples]
-        images = resize(torch.stack([sample["image"] for sample in samples]), size)
-        images = colour_jitter(images, torch.stack([sample["jitter"] for sample in samples]))
-        batch = {"pixel_values": normalise(images), "input_ids": self.tokenize(captions)}
-        if self.nouns is not None:
-            batch["noun_input_ids"] = self.tokenize(self.noun_prompts(self.nouns, random))
-            batch["mentioned"] = torch.zeros(len(samples), len(self.nouns), dtype=torch.bool)
-            for row, caption in enumerate(captions):
-                batch["mentioned"][row, list(self.nouns.find(caption))] = True
-        return batch
-
-    def noun_prompts(self, nouns: NounVocabulary, random: np.random.Generator) -> list[str]:
-        """One sentence per concept: a random one of its words in a random template."""
-        words = [concept[random.integers(len(concept))] for concept in nouns.concepts]
-        return [NOUN_TEMPLATES[random.integers(len(NOUN_TEMPLATES))].format(word) for word in words]
-
-    def tokenize(self, texts: list[str]) -> torch.Tensor:
-        return self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
 
 
 def build_tokenizer(args: argparse.Namespace, captions: list[list[str]], nouns: NounVocabulary | None):
@@ -237,6 +200,22 @@ def build_nouns(args: argparse.Namespace, captions: list[list[str]]) -> NounVoca
     return NounVocabulary(mine_nouns(caption for sample in captions for caption in sample))
 
 
+def withhold(nouns: NounVocabulary | None, unseen: str | None) -> tuple[NounVocabulary | None, NounVocabulary | None]:
+    """The nouns that losses on patches may teach, and those that they may not; None for none."""
+    if nouns is None or unseen is None:
+        return nouns, None
+    ids = unseen_class_ids(unseen, [words[0] for words in nouns.concepts])
+    kept = [words for index, words in enumerate(nouns.concepts) if index not in ids]
+    return NounVocabulary(kept), NounVocabulary([nouns.concepts[index] for index in ids])
+
+
+def prompt_templates(name: str) -> tuple[str, ...]:
+    """By the name of a list of `hf_clipseg.clip.text_bank`, or "many"."""
+    if name != "many" and name not in TEMPLATES:
+        raise ValueError(f"--noun_templates {name!r} is no list of templates: take 'many' or one of {', '.join(TEMPLATES)}")
+    return NOUN_TEMPLATES if name == "many" else TEMPLATES[name]
+
+
 @torch.inference_mode()
 def retrieval_recall(
     model: ClipForPretraining, cache: CachedCaptions, tokenizer, size: int, limit: int = 256
@@ -288,9 +267,18 @@ def run(args: argparse.Namespace) -> CLIPModel:
     cache, held_out = open_caches(args, accelerator)
     nouns = build_nouns(args, cache.captions)
     tokenizer = build_tokenizer(args, cache.captions, nouns)
-    noun_loss = NounLoss(**config_values(args, NounLossArguments)) if nouns else None
-    model = ClipForPretraining(build_clip(args, tokenizer), noun_loss)
-    logger.info("%d captions, %d words, %s concepts", len(cache), len(tokenizer), len(nouns) if nouns else "no")
+    noun_loss = NounLoss(**config_values(args, NounLossArguments, leave_out=("averaged_weight",))) if nouns else None
+    model = ClipForPretraining(build_clip(args, tokenizer), noun_loss, args.averaged_weight)
+    taught, withheld = withhold(nouns, args.unseen)
+    logger.info(
+        "%d captions, %d words, %s concepts, %s of them for whole captions only", len(cache), len(tokenizer),
+        len(nouns) if nouns else "no", len(withheld) if withheld else "none",
+    )  # fmt: skip
+    layouts = Layouts(
+        tuple(args.image_sizes), tuple(args.mosaic_sides), args.seed, settings.train_batch_size,
+        model.clip.config.vision_config.patch_size,
+    )  # fmt: skip
+    styles = CaptionStyles(args.caption_styles, nouns) if args.caption_styles else None
 
     optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate, args.weight_decay), betas=(0.9, 0.98), eps=1e-6)
     scheduler = make_schedule(optimizer, "cosine", min(args.warmup_steps, settings.max_train_steps), settings.max_train_steps)
@@ -302,13 +290,13 @@ def run(args: argparse.Namespace) -> CLIPModel:
 
     model = train(
         accelerator, settings, model, optimizer, scheduler,
-        dataset=AugmentedCaptions(cache, args.seed, CaptionStyles(args.caption_styles, nouns) if args.caption_styles else None),
-        collate=Collate(tokenizer, nouns, args.image_sizes, args.seed),
+        dataset=AugmentedCaptions(cache, layouts, styles, withheld),
+        collate=Collate(tokenizer, taught, prompt_templates(args.noun_templates), layouts, withheld),
         compute_losses=lambda trained, batch: trained(**batch),
         on_step=validate,
         identity={
-            "data": cache.description, "nouns": nouns.concepts if nouns else None, "image_sizes": args.image_sizes,
-            "caption_styles": args.caption_styles, **config_values(args, NounLossArguments),
+            "data": cache.description, "nouns": nouns.concepts if nouns else None,
+            **{name: getattr(args, name) for name in BATCH_OPTIONS}, **config_values(args, NounLossArguments),
         },
         processor=result_parts(model.clip, tokenizer),
     )  # fmt: skip

@@ -16,9 +16,11 @@ from hf_clipseg.toyscapes import CAPTION_NOUNS
 from training.curation.tokenization import NOUN_TEMPLATES, NounVocabulary, build_word_tokenizer, mine_nouns
 from training.data.augmentation import colour_jitter, resize
 from training.engine.loop import SampleKey
+from training.pretraining.caption_batches import AugmentedCaptions, Collate, Layouts
 from training.pretraining.caption_styles import CaptionStyles
 from training.pretraining.contrastive import ClipForPretraining, NounLoss, assign_patches
-from training.train_clip import AugmentedCaptions, Collate, main, retrieval_recall
+from training.pretraining.mosaics import put_together, take_apart
+from training.train_clip import main, retrieval_recall, withhold
 
 from ..forked import run_forked
 from ..precision import assert_same, double_precision
@@ -221,10 +223,14 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
 # ---- batches
 
 
+def layouts_of(sizes, *sides, seed=0):
+    return Layouts(sizes, sides or (1,), seed, batch_size=4, patch_size=4)
+
+
 def collate_twice(step, other_step=None):
     nouns = NounVocabulary([["sea", "ocean"], ["car"]])
     texts = ["a sea and a car", *(template.format(word) for template in NOUN_TEMPLATES for word in ("sea", "ocean", "car"))]
-    collate = Collate(build_word_tokenizer(texts), nouns, (8, 16), seed=5)
+    collate = Collate(build_word_tokenizer(texts), nouns, NOUN_TEMPLATES, layouts_of((8, 16), seed=5))
     image = torch.arange(3 * 16 * 16).view(3, 16, 16) / 255
 
     def make(step):
@@ -248,7 +254,8 @@ def test_pairs_are_styled_by_their_seed_and_epoch():
         captions = [["a sea"], ["a car"]]
         images = np.full((2, 8, 8, 3), 51, dtype=np.uint8)
 
-    plain, styled = AugmentedCaptions(Cache(), 0), AugmentedCaptions(Cache(), 0, CaptionStyles(1.0))
+    layouts = layouts_of((8,))
+    plain, styled = AugmentedCaptions(Cache(), layouts), AugmentedCaptions(Cache(), layouts, CaptionStyles(1.0))
     pairs = [styled[SampleKey(1, epoch, 0)] for epoch in range(9)]
     untouched = plain[SampleKey(1, 0, 0)]
     assert untouched["image"].unique().tolist() == pytest.approx([0.2]) and untouched["caption"] == "a car"
@@ -256,6 +263,75 @@ def test_pairs_are_styled_by_their_seed_and_epoch():
     assert any((pair["image"] - 0.2).abs().max() > 0.01 for pair in pairs)
     again = styled[SampleKey(1, 3, 0)]
     assert again["caption"] == pairs[3]["caption"] and torch.equal(again["image"], pairs[3]["image"])
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_mosaics_come_apart_again(side):
+    pictures = torch.rand(2 * side**2, 3, 4, 4)
+    mosaics = put_together(pictures, side)
+    for index, picture in enumerate(pictures):
+        row, column = 4 * (index % side**2 // side), 4 * (index % side)
+        assert torch.equal(mosaics[index // side**2, :, row : row + 4, column : column + 4], picture)
+    patches = mosaics.flatten(2).transpose(1, 2)  # every pixel a patch
+    assert torch.equal(take_apart(patches, len(pictures)), pictures.flatten(2).transpose(1, 2))
+
+
+def test_captions_of_mosaics_speak_to_their_quarter_alone():
+    """With patches of one mosaic moved into another cell, losses change as if its captions had been exchanged."""
+    model, batch = ClipForPretraining(tiny_clip(), None, averaged_weight=0.5), batch_of(4)
+    mosaic = put_together(batch["pixel_values"], 2)
+    losses = model(mosaic, batch["input_ids"])
+    assert losses.keys() == {"loss", "averaged"}
+    _, patches = model.encode_images(mosaic)
+    grid = patches.view(8, 8, -1)
+    means = torch.stack(
+        [grid[4 * row : 4 * row + 4, 4 * col : 4 * col + 4].flatten(0, 1).mean(0) for row in (0, 1) for col in (0, 1)]
+    )
+    logits = model.clip.logit_scale.exp() * F.normalize(means, dim=-1) @ model.encode_texts(batch["input_ids"]).T
+    targets = torch.arange(4)
+    expected = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 4
+    torch.testing.assert_close(losses["averaged"], expected)
+    losses["loss"].backward()
+    assert all(p.grad is not None for p in model.clip.vision_model.parameters())  # as distributed training wants it
+
+
+def test_what_is_withheld_reaches_no_patch():
+    nouns = NounVocabulary([["sea", "ocean"], ["car"], ["kite"]])
+    taught, withheld = withhold(nouns, "kite")
+    assert taught.concepts == [["sea", "ocean"], ["car"]] and withheld.concepts == [["kite"]]
+    assert withhold(nouns, None) == (nouns, None)
+    with pytest.raises(ValueError, match="kites"):
+        withhold(nouns, "kites")
+
+    class Cache:
+        captions = [["a kite", "a sea"], ["a car"], ["the kite and a car"], ["an ocean"]]
+        images = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+
+    layouts = layouts_of((8,), 2)
+    pairs = AugmentedCaptions(Cache(), layouts, withheld=withheld)
+    assert {pairs[SampleKey(index, 0, 3)]["caption"] for index in range(4)} == {"a car", "an ocean"}
+    whole = AugmentedCaptions(Cache(), layouts_of((8,)), withheld=withheld)
+    assert whole[SampleKey(2, 0, 3)]["caption"] == "the kite and a car"
+    collate = Collate(build_word_tokenizer(["sea ocean car kite the and a"]), taught, ["{}"], layouts, withheld)
+    inputs = collate.noun_inputs(taught, ["the kite and a car", "a car"], step=0)
+    assert inputs["mentioned"].tolist() == [[False, True]] * 2 and inputs["complete"].tolist() == [False, True]
+
+    loss = NounLoss(1.0, 1.0, 1.0, 0.1, assigned_weight=1.0)
+    patches, embeds = (F.normalize(torch.randn(*shape), dim=-1) for shape in ((2, 5, 8), (2, 8)))
+    both = loss(patches, embeds, inputs["mentioned"], inputs["complete"])
+    alone = loss(patches[1:], embeds, inputs["mentioned"][1:])
+    assert all(torch.allclose(2 * both[name], alone[name]) for name in ("explained", "assigned"))
+
+
+def test_layouts_are_drawn_by_step_and_refuse_pictures_that_do_not_fit():
+    layouts = layouts_of((8, 16), 1, 2)
+    drawn = [layouts(step) for step in range(20)]
+    assert drawn == [layouts(step) for step in range(20)]
+    assert {layout.pictures for layout in drawn} == {1, 2} and {layout.size for layout in drawn} == {8, 16}
+    assert all(layout.size == 16 for layout in drawn if layout.pictures == 2)
+    for sides, batch_size in (((3,), 9), ((2,), 6), ((0,), 4)):  # 16 pixels have no thirds of whole patches; 6 are no fours
+        with pytest.raises(ValueError, match="--mosaic_sides"):
+            Layouts((16,), sides, 0, batch_size, 4)
 
 
 def test_resizing_is_the_mean_of_what_a_pixel_covers_and_jitter_keeps_hue():
@@ -320,7 +396,10 @@ def test_script_continues_from_a_checkpoint_without_the_noun_term(tmp_path):
 
 
 def test_script_starts_in_cones_and_tells_styles(tmp_path):
-    train_tiny(tmp_path / "run", tmp_path, steps=2, cone=3.0, caption_styles=0.5, learning_rate=0.0)
+    train_tiny(
+        tmp_path / "run", tmp_path, steps=2, cone=3.0, caption_styles=0.5, learning_rate=0.0, unseen="kite", mosaic_sides=2,
+        averaged_weight=0.5,
+    )  # fmt: skip
     clip = CLIPModel.from_pretrained(tmp_path / "run" / "final")
     for norm in (clip.vision_model.post_layernorm, clip.text_model.final_layer_norm):
         assert 1.5 < norm.bias.std() < 5
