@@ -33,14 +33,16 @@ from .data.text_checks import (
     text_sheet,
     text_table,
 )
+from .settings.arguments import SuggestingParser
 
 EXAMPLES = 5  # files named per kind of finding
 UNLABELLED_NAMES = ("unlabeled", "unlabelled", "void", "ignore", "ignored", "_ignore_", "__ignore__")
+IGNORE_16_BIT = 65_535  # what 255 is in masks of two bytes
 DEFAULT_LIMIT = 50  # of drawn scenes, and of a stream
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m training.check_dataset", description="Checks every image and mask of a data set.", allow_abbrev=False
     )
     parser.add_argument("dataset_name", help="toyscapes, a preset (voc, ade20k, ...), a Hub id, or a folder")
@@ -168,7 +170,7 @@ def set_findings(source, checks: dict[str, list[FileCheck]]) -> list[Finding]:
     pixels, becomes = totals(everything)
     if colours := sum((check.colours for check in everything), Counter()):
         return [colour_finding(colours)]
-    findings = [binary_finding(pixels, becomes), class_finding(source.class_names, pixels, becomes)]
+    findings = [binary_finding(pixels, becomes), class_finding(source.class_names, pixels, becomes, "training" in checks)]
     findings += [unused_finding(source.class_names, becomes), palette_finding(everything), twin_finding(checks)]
     return [finding for finding in findings if finding]
 
@@ -202,8 +204,8 @@ def binary_finding(pixels, becomes) -> Finding | None:
     return None
 
 
-def class_finding(class_names: Sequence[str] | None, pixels, becomes) -> Finding | None:
-    """Labels that no class has."""
+def class_finding(class_names: Sequence[str] | None, pixels, becomes, like_ade20k: bool) -> Finding | None:
+    """Labels that no class has; in folders that are called as in ADE20K, classes are taken to count from 1 as there."""
     labels = {stored: label for stored, label in becomes.items() if label != IGNORE_INDEX}
     if class_names is None:
         count = max([label for label in labels.values()], default=0) + 1
@@ -213,8 +215,17 @@ def class_finding(class_names: Sequence[str] | None, pixels, becomes) -> Finding
     wrong = sorted(stored for stored, label in labels.items() if not 0 <= label < len(class_names))
     if not wrong:
         return None
+    if pairs := gaps_closed(sorted(labels), len(class_names)):
+        return Finding(
+            f"masks hold {len(labels)} labels up to {max(labels)}, with gaps, for {len(class_names)} classes; where they are "
+            f"in the order of the names, it is --id_map {pairs}",
+            options={"id_map": pairs},
+        )
     share = sum(pixels[stored] for stored in wrong) / sum(pixels.values())
     text = f"labels that no class has: {wrong[:10]} ({share:.2%} of the pixels; {len(class_names)} classes are named)"
+    if wrong == [len(class_names)] and like_ade20k and 0 in pixels:
+        text += "; as in ADE20K, 0 is unlabelled and they count from 1: --reduce_labels"
+        return Finding(text, options={"reduce_labels": ""})
     if wrong == [len(class_names)] and 0 not in pixels:
         return Finding(f"{text}, and none has 0: they count from 1; --reduce_labels", options={"reduce_labels": ""})
     if len(wrong) == 1:
@@ -224,6 +235,22 @@ def class_finding(class_names: Sequence[str] | None, pixels, becomes) -> Finding
         return Finding(text, options={"ignore_label": str(wrong[0])})
     pairs = ",".join(f"{stored}:{IGNORE_INDEX}" for stored in wrong) + ",rest:same"
     return Finding(f"{text}; name them, or leave them out with --id_map {pairs}", options={"id_map": pairs})
+
+
+def gaps_closed(stored: Sequence[int], classes: int) -> str | None:
+    """The `--id_map` of labels with gaps in ascending order, where there are as many as classes, or one more that is 0 or the
+    largest and means unlabelled; None where there are not."""
+    if len(stored) == classes + 1:
+        unlabelled = 0 if stored[0] == 0 and stored[-1] != IGNORE_16_BIT else stored[-1]
+    elif len(stored) == classes:
+        unlabelled = None
+    else:
+        return None
+    kept = [label for label in stored if label != unlabelled]
+    if kept[-1] - kept[0] < classes:  # they count from 1, or there is one name too few
+        return None
+    pairs = [f"{label}:{index}" for index, label in enumerate(kept)]
+    return ",".join(pairs if unlabelled is None else [f"{unlabelled}:{IGNORE_INDEX}", *pairs])
 
 
 def unused_finding(class_names: Sequence[str] | None, becomes) -> Finding | None:

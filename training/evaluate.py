@@ -121,13 +121,7 @@ def open_source(arguments: argparse.Namespace, split: str, limit: int | None):
     original = open_original(arguments, split, limit)
     if original is not None:
         return original
-    try:
-        return open_masks(arguments, split, limit, seed=arguments.seed, size=tuple(arguments.scene_size))
-    except OSError as error:  # not on the Hub, or no Hub
-        raise ValueError(
-            f"--dataset_name {arguments.dataset_name} cannot be opened ({error}). Give toyscapes, a folder on this machine, or "
-            "the id of a data set that the Hub can deliver now."
-        ) from error
+    return open_masks(arguments, split, limit, seed=arguments.seed, size=tuple(arguments.scene_size))
 
 
 def override_settings(model, processor, arguments: argparse.Namespace) -> None:

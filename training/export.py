@@ -32,6 +32,7 @@ from .engine.lora import merge_lora
 from .engine.provenance import provenance
 from .engine.result_card import ResultCard, write_card
 from .graph_export import FORMATS, export_graph
+from .settings.arguments import SuggestingParser
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.split("\n")[0])
+    parser = SuggestingParser(prog="python -m training.export", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="a folder checkpoint-N of any training script; for a graph, a model folder, too")
     parser.add_argument("--output", required=True, help="the folder to write; it must not exist")
     parser.add_argument("--classes", help="bake these in: parted by commas, synonyms by '|' (default: those of the run)")

@@ -23,10 +23,11 @@ from hf_clipseg.hub_export import add_code
 
 from .engine.hub import check_repository_name, describe_push, push_folder, push_space
 from .engine.space import LEFT_OUT, ROOT, SPACE_FILES, space_files
+from .settings.arguments import SuggestingParser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.push_to_hub", description=__doc__.split("\n")[0])
+    parser = SuggestingParser(prog="python -m training.push_to_hub", description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="*", help="model folders (default: all that are shipped)")
     parser.add_argument("--hub_model_id", help="repository of a single folder; default: the folder's name")
     parser.add_argument("--namespace", help="user or organisation that owns the repositories (default: that of the token)")

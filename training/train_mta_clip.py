@@ -153,8 +153,8 @@ def choose_class_names(args: argparse.Namespace, source) -> list[list[str]]:
     """Every class with its synonyms, which `|` parts in a file."""
     if source.class_names is None:
         raise ValueError(
-            f"{args.dataset_name} names no classes. Pass --classes with a file that has one name per line, in the order of the "
-            "labels (after --reduce_labels or --id_map)."
+            f"{args.dataset_name} names no classes. Put classes.txt into the folder, one name per line in the order of the "
+            "labels (after --reduce_labels or --id_map), or pass --classes."
         )
     return normalise_class_names(source.class_synonyms)
 

@@ -236,11 +236,9 @@ def train_segmenter(
     return train(accelerator, settings, model, optimizer, scheduler, CachedCrops(cache), collate, compute_losses, **options)
 
 
-def run_segmenter(args: argparse.Namespace, accelerator, settings: TrainingSettings, model, processor, masks) -> None:
-    """Stage 3: from pseudo masks to `final/`."""
+def run_segmenter(args: argparse.Namespace, accelerator, settings: TrainingSettings, model, processor, masks, held_out) -> None:
+    """Stage 3: from pseudo masks to `final/`; `held_out` are the masks to score on, or None."""
     labels = list(model.config.id2label.values())
-    held_out = open_validation(args)
-    check_held_out(masks.source, held_out, args.validation_fraction)
     validation = MaskValidation(args, accelerator, processor, held_out, labels)
     with accelerator.main_process_first():
         cache = cache_blocks(args, model, processor, masks)
@@ -273,6 +271,8 @@ def run(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(settings)
     folder = Path(args.output_dir)
     source = open_tags(args)
+    held_out = open_validation(args) if "segmenter" in args.stages else None  # refused before the stages that take long
+    check_held_out(source, held_out, args.validation_fraction)
 
     model, processor = build_localizer(args)
     model.to(accelerator.device)
@@ -289,7 +289,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if "segmenter" in args.stages:
         masks = PseudoMasks(source, folder / "pseudo_labels", list(model.config.id2label.values()), args.confidence)
-        run_segmenter(args, accelerator, settings, model, processor, masks)
+        run_segmenter(args, accelerator, settings, model, processor, masks, held_out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,8 +4,9 @@
     python -m benchmarks.ablations.photographs --output_dir runs/photographs --data $HF_CLIPSEG_REAL_DATA --tables
 
 Every run is `training.train_mta_clip` on the MobileNetV2 encoder of `deeplabv3_mobilenet_v2`, with the cpu preset but for the
-options below; its features are computed once for all runs. Scores are at the full resolution of the held-out photographs. A
-finished run leaves one JSON file, and is not done again. Nothing that is trained here may be shipped.
+options below; its features are computed once for all variants. The seed also draws which photographs are held out. Scores are
+at their full resolution. A finished run leaves one JSON file, and is not done again; nothing that is trained here may be
+shipped.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
+from torch import nn
 from transformers import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
@@ -37,22 +39,43 @@ VARIANTS: dict[str, list[str]] = {
     "MTA-CLIP": ["--method", "mta_clip"],
     "Mask2Former (no texts)": ["--method", "mta_clip", "--num_prompts", "0"],
     "SegFormer head": ["--method", "pixel_text"],
+    "linear layer": ["--method", "pixel_text"],
 }
 TRAIN_SHARE = {"msrc_v2": 200 / 296, "coco_panoptic100": 0.8}
 
 
-class SegformerOnEncoder(PixelTextClipForSemanticSegmentation):
-    """transformers' SegFormer decode head on the same maps; the pixel decoder is built, and idle."""
+class HeadOnEncoder(PixelTextClipForSemanticSegmentation):
+    """Another head on the same maps; the pixel decoder is built, and idle."""
+
+    def forward(self, pixel_values=None, labels=None, block_maps=None, **unused):
+        maps = self.encode_blocks(pixel_values)[0] if block_maps is None else block_maps
+        logits = self.decode(maps)
+        loss = None if labels is None else segmentation_cross_entropy(logits, labels)
+        return SegmentationOutput(loss=loss, logits=logits, losses=None if loss is None else {"cross_entropy": loss.detach()})
+
+
+class SegformerOnEncoder(HeadOnEncoder):
+    """transformers' SegFormer decode head."""
 
     def build_heads(self, num_classes: int) -> None:
         sizes = list(self.pyramid.channels)
         self.head = SegformerDecodeHead(SegformerConfig(hidden_sizes=sizes, decoder_hidden_size=128, num_labels=num_classes))
 
-    def forward(self, pixel_values=None, labels=None, block_maps=None, **unused):
-        maps = self.encode_blocks(pixel_values)[0] if block_maps is None else block_maps
-        logits = self.head(self.pyramid(maps))
-        loss = None if labels is None else segmentation_cross_entropy(logits, labels)
-        return SegmentationOutput(loss=loss, logits=logits, losses=None if loss is None else {"cross_entropy": loss.detach()})
+    def decode(self, maps):
+        return self.head(self.pyramid(maps))
+
+
+class LinearOnEncoder(HeadOnEncoder):
+    """One linear layer on the cells of the last map, as they are."""
+
+    def build_heads(self, num_classes: int) -> None:
+        self.head = nn.Conv2d(self.pyramid.plan.channels[-1], num_classes, kernel_size=1)
+
+    def decode(self, maps):
+        return self.head(maps[-1])
+
+
+HEADS = {"SegFormer head": SegformerOnEncoder, "linear layer": LinearOnEncoder}
 
 
 def link(folder: Path, part: str, split: str, source: Path) -> None:
@@ -62,11 +85,11 @@ def link(folder: Path, part: str, split: str, source: Path) -> None:
         target.symlink_to(source.resolve())
 
 
-def lay_out(data: Path, name: str, folder: Path) -> list[str]:
+def lay_out(data: Path, name: str, folder: Path, seed: int) -> list[str]:
     """A folder `images/SPLIT`, `masks/SPLIT` of links to a collection; returns the options that it needs."""
     masks = {path.stem: path for path in (data / name).glob("masks*/**/*.png")}
     images = sorted(path for path in (data / name / "images").rglob("*.*") if path.stem in masks)
-    random.Random(0).shuffle(images)
+    random.Random(seed).shuffle(images)
     count = round(len(images) * TRAIN_SHARE.get(name, 0))
     for index, image in enumerate(images):
         split = "train" if index < count or ("train" in image.parent.name and name not in TRAIN_SHARE) else "validation"
@@ -94,17 +117,16 @@ def result_file(args: argparse.Namespace, collection: str, variant: str, seed: i
 def run_one(args: argparse.Namespace, collection: str, variant: str, seed: int) -> None:
     """Train and score one variant with one seed; the file is written last."""
     target = result_file(args, collection, variant, seed)
-    folder = args.output_dir / "data" / collection
+    folder = args.output_dir / f"data-{seed}" / collection
     options = [
-        "--preset", "cpu", "--dataset_name", str(folder), *lay_out(args.data, collection, folder), "--validation_split",
+        "--preset", "cpu", "--dataset_name", str(folder), *lay_out(args.data, collection, folder, seed), "--validation_split",
         "validation", "--vision_backbone", str(args.data / ENCODER), "--seed", str(seed), *MEASURED, *VARIANTS[variant],
         "--cache_dir", str(args.output_dir / "cache"), "--output_dir", str(target.with_suffix("")), "--overwrite_output_dir",
         *args.more,
     ]  # fmt: skip
     AcceleratorState._reset_state(reset_partial_state=True)
     arguments = train_mta_clip.parse_arguments(options)
-    own = SegformerOnEncoder if variant == "SegFormer head" else PixelTextClipForSemanticSegmentation
-    train_mta_clip.METHODS["pixel_text"] = own
+    train_mta_clip.METHODS["pixel_text"] = HEADS.get(variant, PixelTextClipForSemanticSegmentation)
     wall, cpu = time.perf_counter(), time.process_time()
     model = train_mta_clip.run(arguments)
     lines = [json.loads(line) for line in (target.with_suffix("") / "metrics.jsonl").read_text().splitlines()]
@@ -112,7 +134,8 @@ def run_one(args: argparse.Namespace, collection: str, variant: str, seed: int) 
     losses = [line["loss"] for line in lines if "loss" in line]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     result = {
-        **scores, "first_loss": losses[0], "last_loss": losses[-1], "trained_parameters": trained,
+        **scores, "iou": {name.removeprefix("IoU/"): iou for name, iou in lines[-1].items() if name.startswith("IoU/")},
+        "first_loss": losses[0], "last_loss": losses[-1], "trained_parameters": trained,
         "cpu_seconds": round(time.process_time() - cpu), "seconds": round(time.perf_counter() - wall),
         **provenance("training.train_mta_clip", options),
     }  # fmt: skip

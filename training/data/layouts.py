@@ -49,11 +49,16 @@ class Layout:
 Recogniser = Callable[[Path], Layout | None]
 
 
+class UnknownLayoutError(ValueError):
+    """A folder looks like nothing that is understood; other errors are about one that looks like something, and is amiss."""
+
+
 def recognise(folder: Path, layouts: Mapping[str, Recogniser]) -> Layout:
     """The first of `layouts` that `folder` has.
 
     Raises:
-        ValueError: none, and the message lists them all; or there are no files at all.
+        UnknownLayoutError: none, and the message lists them all.
+        ValueError: what a layout finds amiss; or there are no files at all.
     """
     for name, find in layouts.items():
         if (layout := find(folder)) and layout.splits:
@@ -63,7 +68,7 @@ def recognise(folder: Path, layouts: Mapping[str, Recogniser]) -> Layout:
     if next((path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")), None) is None:
         raise ValueError(f"{folder} is empty: there is no file in it, nor in a folder below it")
     known = "\n".join(f"  - {name}" for name in layouts)
-    raise ValueError(f"{folder} is laid out in no way that is understood. These are:\n{known}")
+    raise UnknownLayoutError(f"{folder} is laid out in no way that is understood. These are:\n{known}")
 
 
 def open_split(

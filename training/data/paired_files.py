@@ -10,7 +10,7 @@ import datasets
 from .layouts import IMAGE_SUFFIXES, Layout, content_digest, has_metadata
 from .presets import ADE20K_CLASSES, CITYSCAPES_CLASSES, VOC_CLASSES, cityscapes_id_map
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "photos", "photographs", "pictures")
 MASK_FOLDERS = ("masks", "mask", "annotations", "ann_dir", "labels", "label", "gt")
 MASK_FOLDER_ENDINGS = ("annot", "_annot", "_labels", "_label", "_masks", "_mask", "_gt")
 MASK_NAME_ENDINGS = (
@@ -117,8 +117,9 @@ def find_pair(folder: Path) -> tuple[Path, Path] | None:
     """The folder of images and the folder of masks in `folder`."""
     if has_metadata(folder):
         return None
-    images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
-    masks = next((folder / name for name in MASK_FOLDERS if holds_masks(folder / name)), None)
+    folders = {path.name.lower(): path for path in subfolders(folder)}
+    images = next((folders[name] for name in IMAGE_FOLDERS if name in folders), None)
+    masks = next((folders[name] for name in MASK_FOLDERS if name in folders and holds_masks(folders[name])), None)
     return (images, masks) if images and masks and not has_metadata(images) else None
 
 
@@ -154,7 +155,7 @@ def open_pairs(images: Path, masks: Path) -> datasets.Dataset:
     if unpaired or not image_of:
         raise ValueError(
             f"{images} ({len(image_of)} images) and {masks} ({len(mask_of)} masks) must hold the same names, at least one; "
-            f"without a partner: {unpaired[:5]}"
+            f"without a partner: {unpaired[:5]}; add what is missing, or take these away"
         )
     return pair_dataset(image_of, mask_of)
 

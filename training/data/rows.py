@@ -1,9 +1,10 @@
 """The rows of a data set: which folder, Hub id and split, how many of them, at random or as a stream."""
 
+import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def open_dataset(
     if layout.splits:
         dataset = open_split(layout.splits, split, validation_fraction, dataset_name)
     else:
-        dataset = datasets.load_dataset(dataset_name, config_name, split=split)
+        dataset = of_hub(dataset_name, partial(datasets.load_dataset, name=config_name, split=split))
     if not len(dataset):
         raise ValueError(f"the split {split!r} of {dataset_name} has no images")
     if limit is not None and limit < len(dataset):
@@ -63,7 +64,7 @@ def open_streamed_part(
     if validation_fraction is None:
         return open_stream(dataset_name, split, config_name, limit)
     rows = round(limit / validation_fraction) if limit and split == "validation" else limit
-    names = datasets.get_dataset_split_names(dataset_name, config_name)
+    names = of_hub(dataset_name, partial(datasets.get_dataset_split_names, config_name=config_name))
     splits = {name: partial(open_stream, dataset_name, name, config_name, rows) for name in names}
     return open_split(splits, split, validation_fraction, dataset_name, held_out_of_stream)
 
@@ -81,7 +82,7 @@ def open_stream(dataset_name: str, split: str, config_name: str | None, limit: i
 
 
 def stream_of(dataset_name: str, config_name: str | None, split: str) -> datasets.IterableDataset:
-    return datasets.load_dataset(dataset_name, config_name, split=split, streaming=True)
+    return of_hub(dataset_name, partial(datasets.load_dataset, name=config_name, split=split, streaming=True))
 
 
 def first_rows(
@@ -106,10 +107,34 @@ def find_layout(dataset_name: str, config_name: str | None, layouts: Mapping[str
     """The layout of a folder; for the Hub, one of all splits, or of none where they need not be known."""
     if Path(dataset_name).is_dir():
         return recognise(Path(dataset_name), layouts)
-    if dataset_name.startswith(("/", "./", "../", "~")):
-        raise ValueError(f"There is no folder {dataset_name}.")
-    names = datasets.get_dataset_split_names(dataset_name, config_name) if list_splits else ()
+    if dataset_name.startswith(("/", "./", "../", "~")) or dataset_name.count("/") > 1:
+        raise ValueError(f"There is no folder {dataset_name}{meant_folder(dataset_name)}.")
+    list_names = partial(datasets.get_dataset_split_names, config_name=config_name)
+    names = of_hub(dataset_name, list_names) if list_splits else ()
     return Layout({name: partial(datasets.load_dataset, dataset_name, config_name, split=name) for name in names})
+
+
+def of_hub(dataset_name: str, ask: Callable[[str], Any]) -> Any:
+    """What `ask(dataset_name)` gives.
+
+    Raises:
+        ValueError: the Hub has no such data set, or cannot be reached.
+    """
+    try:
+        return ask(dataset_name)
+    except OSError as error:
+        raise ValueError(
+            f"--dataset_name {dataset_name} cannot be opened ({error}): it is no folder here{meant_folder(dataset_name)}. Give "
+            "toyscapes, a folder on this machine, or the id of a data set that the Hub can deliver now."
+        ) from error
+
+
+def meant_folder(name: str) -> str:
+    """A hint at the folder beside the missing one that is spelt most like it."""
+    path = Path(name).expanduser()
+    beside = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    found = difflib.get_close_matches(path.name, beside, 1)
+    return f" (did you mean {path.parent / found[0]}?)" if found else ""
 
 
 def split_names(dataset_name: str, config_name: str | None = None) -> list[str]:

@@ -41,7 +41,7 @@ def class_folders(folder: Path) -> Layout | None:
 
 def folders_of_classes(place: Path) -> dict[str, list[Path]]:
     """Class name -> its images; empty where the folder also holds loose images or folders without any."""
-    names = {path.name for path in subfolders(place)}
+    names = {path.name.lower() for path in subfolders(place)}
     if names <= {*IMAGE_FOLDERS, *MASK_FOLDERS}:  # the images of all classes, and masks
         return {}
     classes = {path.name: sorted(file for file in path.iterdir() if is_image(file)) for path in subfolders(place)}

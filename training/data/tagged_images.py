@@ -113,7 +113,7 @@ def load_tagged_images(
         class_names or class_names_in_folder(dataset_name) or layout.class_names or class_names_in_features(dataset.features)
     )
     if names is None:
-        raise ValueError(f"{dataset_name} does not name its classes: pass class_names (--classes).")
+        raise ValueError(f"{dataset_name} names no classes: none of its images has a tag. Pass --classes.")
     key_column = find_key_column(dataset.column_names)
     keys = [str(key) for key in dataset[key_column]] if key_column else [str(index) for index in range(len(dataset))]
     return TaggedImages(

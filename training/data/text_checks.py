@@ -16,7 +16,7 @@ from hf_clipseg.drawing.overlay import contact_sheet
 
 from .caption_files import CAPTION_LAYOUTS
 from .file_checks import Finding, twin_finding
-from .layouts import recognise
+from .layouts import UnknownLayoutError, recognise
 from .mask_layouts import MASK_LAYOUTS
 from .rows import find_layout
 from .sources import load_captions
@@ -46,7 +46,7 @@ def find_supervision(dataset_name: str) -> str:
     for kind, layouts in LAYOUTS.items():
         try:
             recognise(folder, layouts)
-        except ValueError:
+        except UnknownLayoutError:
             continue
         return kind
     return "masks"

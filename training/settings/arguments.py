@@ -7,6 +7,7 @@ Defaults that belong to one data set, Toyscapes above all, are in `dataset_defau
 
 import argparse
 import dataclasses
+import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from .dataset_defaults import PRESETS, defaults_for
+from .model_paths import check_models
 from .recipes import add_recipe_argument, apply_recipe, describe_run, recipe_names
 
 
@@ -148,7 +150,21 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return super()._get_help_string(action) if action.default is not None else action.help
 
 
-class CommandParser(HfArgumentParser):
+class SuggestingParser(argparse.ArgumentParser):
+    """An option that does not exist is answered with the one that is spelt most like it."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            found = [difflib.get_close_matches(word.partition("=")[0], options, 1) for word in unknown if word.startswith("--")]
+            meant = [match for matches in found for match in matches]
+            hint = f"did you mean {', '.join(meant)}?" if meant else "--help lists them all"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}; {hint}")
+        return parsed
+
+
+class CommandParser(SuggestingParser, HfArgumentParser):
     """`HfArgumentParser` whose yes/no flags are pairs, `--flip` and `--no-flip`, and which takes no shortened flags."""
 
     def __init__(self, groups: Sequence[type], description: str, **options: Any):
@@ -236,6 +252,7 @@ def run_command(run: Callable[[argparse.Namespace], Any], parse: Callable, argum
         print(describe_run(args))
         return
     try:
+        check_models(args)
         run(args)
     except (ValueError, OSError) as error:
         lines = str(error).splitlines()
