@@ -153,7 +153,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 class SuggestingParser(argparse.ArgumentParser):
     """An option that does not exist is answered with the one that is spelt most like it."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             options = [option for option in self._option_string_actions if option.startswith("--")]
@@ -168,7 +168,8 @@ class CommandParser(SuggestingParser, HfArgumentParser):
     """`HfArgumentParser` whose yes/no flags are pairs, `--flip` and `--no-flip`, and which takes no shortened flags."""
 
     def __init__(self, groups: Sequence[type], description: str, **options: Any):
-        super().__init__(groups, description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
+        of_groups: Any = groups  # what argparse calls the program's name is HfArgumentParser's first argument
+        super().__init__(of_groups, description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
@@ -196,7 +197,7 @@ class CommandParser(SuggestingParser, HfArgumentParser):
         name = probe.parse_known_args(arguments)[0].preset
         self.set_defaults(**PRESETS.get(command, {}).get(name, {}))
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As in argparse; the result also holds what was parsed, as `command_line`."""
         parsed = super().parse_args(args, namespace)
         parsed.command_line = sys.argv[1:] if args is None else list(args)
