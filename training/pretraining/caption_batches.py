@@ -76,7 +76,7 @@ class AugmentedCaptions(torch.utils.data.Dataset):
         withheld: NounVocabulary | None = None,
     ):
         self.cache, self.layouts, self.styles = cache, layouts, styles
-        self.for_mosaics = range(len(cache.captions))
+        self.for_mosaics: Sequence[int] = range(len(cache.captions))
         if withheld:
             self.for_mosaics = [i for i, own in enumerate(cache.captions) if not any(map(withheld.find, own))]
             if not self.for_mosaics and max(layouts.mosaic_sides) > 1:
