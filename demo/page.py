@@ -36,7 +36,7 @@ def build_app(folder: str | os.PathLike = SHIPPED, extra: Sequence[str] = (), li
 
     Touches no network and loads no model. `app.desk` answers its events.
     """
-    desk = Desk(Workbench(offered_checkpoints(folder, extra), limits))
+    desk = Desk(Workbench(offered_checkpoints(folder, extra), limits, asked_for=len(extra)))
     PictureInput.limits = PicturesInput.limits = desk.bench.limits
     with GuardedBlocks(title="hf_clipseg", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(HEADER, elem_id="title")

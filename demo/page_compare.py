@@ -55,8 +55,10 @@ def compare_tab(page: gr.Blocks, desk: Desk) -> None:
 
 
 def opening_choice(desk: Desk) -> list[str]:
-    """Names of the methods that are ticked first: two real models where they are at hand, and the best of the shipped ones."""
-    known = [*desk.bench.photographic()[:2], *(name for name in OPENING if name in desk.bench.checkpoints)]
+    """Names of the methods that are ticked first: what the app was started with, two real models where they are at hand, and
+    the best of the shipped ones."""
+    shipped = [name for name in OPENING if name in desk.bench.checkpoints]
+    known = list(dict.fromkeys([*desk.bench.asked_for, *desk.bench.photographic()[:2], *shipped]))
     return known or [next(name for name, c in desk.bench.checkpoints.items() if c.open_vocabulary)]
 
 

@@ -62,10 +62,22 @@ class Question:
 
 
 class Workbench:
-    """All checkpoints that are offered, and the models that are in memory. Names are those of `Checkpoint.name`."""
+    """All checkpoints that are offered, and the models that are in memory. Names are those of `Checkpoint.name`.
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], limits: Limits | None = None, device: str | None = None):
+    Args:
+        checkpoints: in the order of the page.
+        asked_for: how many of them, from the first, somebody named when the app was started.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        limits: Limits | None = None,
+        device: str | None = None,
+        asked_for: int = 0,
+    ):
         self.checkpoints = {checkpoint.name: checkpoint for checkpoint in checkpoints}
+        self.asked_for = list(self.checkpoints)[:asked_for]
         self.limits = limits or Limits()
         self.slots = threading.Semaphore(self.limits.at_once)  # of comparisons, method by method
         self.decoding = threading.Semaphore(self.limits.at_once)  # a large picture takes 200 MB while it is decoded

@@ -238,10 +238,11 @@ def test_the_methods_that_do_best_are_ticked_first():
     assert [name for _, name in boxes.choices[:4]] == boxes.value
 
 
-def test_extra_checkpoints_come_first_under_the_names_of_their_runs(folder, tmp_path):
+def test_extra_checkpoints_come_first_and_ticked_under_the_names_of_their_runs(folder, tmp_path):
     for run in ("run1", "run2"):
         shutil.copytree(folder / "open", tmp_path / run / "final")
     page = demo_app.build_app(tmp_path / "nothing", extra=[tmp_path / "run1" / "final", tmp_path / "run2" / "final"])
     boxes = next(block for block in page.blocks.values() if getattr(block, "elem_id", None) == "methods")
     assert boxes.choices[:2] == [("Open words (run1)", "run1"), ("Open words (run2)", "run2")]
+    assert boxes.value == ["run1", "run2"]
     assert all(page.desk.bench.checkpoints[name].on_hub for _, name in boxes.choices[2:])
