@@ -27,6 +27,9 @@ DROP_FROM_RATIO = 8
 MOST_WINNERS = 0.3
 """Share of the classes that win a cell of the grid from which on too few can be dropped to pay for the search."""
 
+ROWS_AT_ONCE = 64
+"""Rows of the result that are renumbered at once."""
+
 ROUNDING = 2.0**-20
 """Relative slack of that comparison: above the rounding error of an interpolation in fp32 (4 operations of 2^-24 each)."""
 
@@ -53,7 +56,10 @@ def upsample_argmax(logits: torch.Tensor, size: tuple[int, int], extent: tuple[f
     kept = may_win(logits).nonzero().flatten()
     if len(kept) == len(logits):
         return _by_device(logits, size, extent)
-    return kept.index_select(0, _by_device(logits[kept], size, extent).flatten()).view(size)
+    labels = _by_device(logits[kept], size, extent)
+    for rows in labels.split(ROWS_AT_ONCE):  # in place: a second map of labels would be the most that is held
+        rows.copy_(kept.index_select(0, rows.flatten()).view_as(rows))
+    return labels
 
 
 def winners_of_cells(logits: torch.Tensor) -> int:
@@ -82,20 +88,27 @@ def may_win(logits: torch.Tensor) -> torch.Tensor:
     return possible.flatten(1).any(dim=1)
 
 
-def upsample(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float] = WHOLE) -> torch.Tensor:
+def upsample(
+    logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float] = WHOLE, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """`(classes, h, w)` -> `(classes, height, width)`, bilinear, in fp32.
 
     Args:
         logits: a grid that covers the padded image.
         size: `(height, width)` of the result.
         extent: the share of height and width of the grid, from its top left corner, that the result shows.
+        out: float32 of the result's shape, to be written into; new memory where left out.
     """
     logits, size = logits[None].float(), (size[0], size[1])
-    if tuple(extent) == WHOLE:
+    if tuple(extent) == WHOLE and out is None:
         return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
     # `interpolate` takes a size or a scale; the operator below takes both, so that the grid is read up to a part of a cell.
-    scales = [side / (cells * share) for side, cells, share in zip(size, logits.shape[-2:], extent, strict=True)]
-    return torch.ops.aten.upsample_bilinear2d(logits, list(size), False, *scales)[0]
+    scales: list = [None, None]
+    if tuple(extent) != WHOLE:
+        scales = [side / (cells * share) for side, cells, share in zip(size, logits.shape[-2:], extent, strict=True)]
+    if out is None:
+        return torch.ops.aten.upsample_bilinear2d(logits, list(size), False, *scales)[0]
+    return torch.ops.aten.upsample_bilinear2d.out(logits, list(size), False, *scales, out=out[None])[0]
 
 
 def _pair(length: int) -> tuple[slice, slice]:
@@ -114,20 +127,25 @@ def _by_device(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float,
 
 def _one_by_one(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float]) -> torch.Tensor:
     """The running winner as a byte that only ever grows, in rounds of 255 classes: comparing, multiplying and taking the
-    maximum of bytes are vectorised, `where` and `masked_fill` are not."""
-    best = upsample(logits[:1], size, extent)[0]
-    better = torch.empty(size, dtype=torch.bool)
+    maximum of bytes are vectorised, `where` and `masked_fill` are not. Two maps of scores are held, and written anew."""
+    if len(logits) == 1:
+        return torch.zeros(size, dtype=torch.int64)
+    best, score = (torch.empty(1, *size) for _ in range(2))
+    better = torch.empty_like(best, dtype=torch.bool)
+    upsample(logits[:1], size, extent, best)
     labels = None
     for first in range(0, len(logits) - 1, 255):
-        ranks = torch.zeros(size, dtype=torch.uint8)
+        ranks = torch.zeros_like(best, dtype=torch.uint8)
         for rank, class_logits in enumerate(logits[first + 1 : first + 256].split(1), start=1):
-            score = upsample(class_logits, size, extent)[0]
+            upsample(class_logits, size, extent, score)
             torch.gt(score, best, out=better)
             torch.maximum(ranks, better.view(torch.uint8).mul_(rank), out=ranks)
             torch.maximum(best, score, out=best)
-        winners = ranks.to(torch.int64).add_(first)
-        labels = winners if labels is None else torch.where(ranks > 0, winners, labels)
-    return torch.zeros(size, dtype=torch.int64) if labels is None else labels
+        if first + 256 >= len(logits):
+            del best, score, better  # the labels are wider than any of them
+        winners = ranks.to(torch.int64)[0].add_(first)
+        labels = winners if labels is None else torch.where(ranks[0] > 0, winners, labels)
+    return labels
 
 
 def _in_chunks(logits: torch.Tensor, size: tuple[int, int], extent: tuple[float, float], max_elements: int) -> torch.Tensor:
