@@ -208,7 +208,7 @@ def test_a_folder_without_its_graph_is_refused(tmp_path):
 
 
 @needs_new_torch
-@pytest.mark.parametrize("name", ["cocu", "mta_clip", "mvp_seg", "naclip", "proxy", "vpl"])
+@pytest.mark.parametrize("name", ["cocu", "mta_clip", "mvp_seg", "naclip", "pixel_text_clip", "proxy", "vpl"])
 def test_nothing_breaks_the_graph_of_torch_compile(tmp_path, name):
     if name in ("naclip", "proxy"):
         model, processor = tiny_variant(name, tmp_path)
