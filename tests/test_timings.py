@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.timings import before, rows_methods, run_all
+from benchmarks.timings import before, rows_methods, run_all, steady
 from benchmarks.timings.pairs import Pair, as_table, measure
 from benchmarks.timings.run_all import main
 from hf_clipseg.evaluation.metrics import BoundaryF
@@ -105,3 +105,20 @@ def test_rows_of_the_models_run_at_a_small_size():
     assert [row.name.split(",")[0] for row in rows] == ["vpl", "mvp-seg", "mvp-seg-plus", "mta-clip", "cocu"]
     for row in rows:
         row.baseline(), row.candidate()
+
+
+def test_memory_is_read_at_equal_shares_and_its_growth_is_that_of_the_second_half(tmp_path, capsys):
+    now, held = [0.0], [100.0]
+    watch = steady.Watch("calls", lambda: held[0], lambda: now[0])
+    for minute in range(1, 21):  # of 20: 10 readings, steep at first, then 3 MiB a minute
+        now[0], held[0] = 60.0 * minute, held[0] + (50 if minute <= 9 else 3)
+        assert watch.share(20) == minute / 20
+        watch.note(watch.share(20), 7 * minute)
+    assert [(reading.minutes, reading.done) for reading in watch.readings] == [(m, 7 * m) for m in range(0, 21, 2)]
+    assert steady.growth(watch.readings, "minutes") == pytest.approx(3)
+    assert steady.growth(watch.readings, "done") == pytest.approx(3 / 7)
+    steady.save(tmp_path / "load.json", "segment-load", "a command", watch, ["A sentence."])
+    main(["--take", str(tmp_path / "load.json"), "--docs", str(tmp_path)])
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "## `segment` under load\n\n    a command" in page and "| MiB | 100 | 200 |" in page
+    assert "between 553 and 583 MiB: **+3.00 MiB a minute**, +428.57 MiB per 1,000 calls.\n\nA sentence." in page

@@ -1,6 +1,7 @@
 """The demo under load, and under attack: 16 clients at once, each with its own pictures and classes.
 
     python -m benchmarks.timings.demo --requests 500
+    python -m benchmarks.timings.demo --minutes 10 --json demo.json      # the load by time, for the page
 
 Starts `python app.py` as a process of its own, without a network, and prints how long it takes to its first answer; how many
 answers under load were right (compared pixel by pixel with the library); the median time of an answer as a ratio to the library
@@ -11,7 +12,6 @@ and server share the machine.
 import argparse
 import os
 import random
-import resource
 import socket
 import statistics
 import subprocess
@@ -33,12 +33,13 @@ from hf_clipseg.checkpoints import SHIPPED, load_checkpoint
 from hf_clipseg.processing.inference import segment
 
 from .demo_abuse import attack
+from .run_all import command_of
+from .steady import Watch, held_mib, save
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "mask-clip-toyscapes"
 CLIENTS, TASKS = 16, 8
 ATTACK_ROUNDS = 3
-MEMORY_LINES = 10
 
 
 class Server:
@@ -68,10 +69,11 @@ class Server:
                 break
         raise RuntimeError(f"the app does not answer:\n{self.log.read_text()}")
 
-    def megabytes(self) -> int:
+    def mib(self) -> float:
         """Its resident memory now."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * resource.getpagesize() // 2**20
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the app has ended:\n{self.log.read_text()}")
+        return held_mib(self.process.pid)
 
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -114,53 +116,69 @@ def ask(client: Client, task) -> tuple[bool, float]:
     return bool(np.array_equal(np.asarray(Image.open(label_map)), expected)), time.perf_counter() - start
 
 
-def run_client(url: str, tasks, count: int, seed: int, results: list, folder: Path) -> None:
-    client, choose = Client(url, verbose=False, download_files=folder), random.Random(seed)
-    for _ in range(count):
-        results.append(ask(client, choose.choice(tasks)))
+class Load:
+    """All clients at once, for so many requests or so many minutes."""
 
+    def __init__(self, server: Server, tasks, folder: Path, requests: int, minutes: float | None):
+        self.server, self.tasks, self.folder, self.requests, self.minutes = server, tasks, folder, requests, minutes
+        self.results: list[tuple[bool, float]] = []
+        self.attacks = self.refused = 0
+        options = {"verbose": False, "download_files": folder, "httpx_kwargs": {"timeout": 120}}  # of a machine that is busy
+        self.clients = [Client(server.url, **options) for _ in range(CLIENTS)]
+        self.watch = Watch("requests", server.mib)
 
-def load(server: Server, tasks, requests: int, folder: Path) -> None:
-    """All clients at once, and the attacks while they go on; prints what came of it."""
-    results: list[tuple[bool, float]] = []
-    each = -(-requests // CLIENTS)
-    arguments = [(server.url, tasks, each, seed, results, folder) for seed in range(CLIENTS)]
-    threads = [threading.Thread(target=run_client, args=one) for one in arguments]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    attacks = threading.Thread(target=attack_and_tell, args=(server, tasks[0][0], folder, results, each * CLIENTS))
-    attacks.start()
-    for part in range(1, MEMORY_LINES + 1):
-        while len(results) < part * each * CLIENTS // MEMORY_LINES and any(thread.is_alive() for thread in threads):
+    def share(self) -> float:
+        """How much of the load is over."""
+        return self.watch.share(self.minutes) if self.minutes else len(self.results) / self.requests
+
+    def run_client(self, seed: int) -> None:
+        client, choose = self.clients[seed], random.Random(seed)
+        while self.share() < 1:
+            try:
+                self.results.append(ask(client, choose.choice(self.tasks)))
+            except Exception as error:  # no answer is a wrong answer
+                print(f"no answer: {error}", flush=True)
+                self.results.append((False, float("inf")))
+
+    def attack(self) -> None:
+        """Several rounds of abuse in the first half of the load."""
+        for number in range(ATTACK_ROUNDS):
+            while self.share() < number / (2 * ATTACK_ROUNDS):
+                time.sleep(0.2)
+            answered = len(self.results)
+            for name, refused, seconds in attack(self.server.url, self.tasks[0][0], self.folder, self.server.log, MODEL):
+                self.attacks, self.refused = self.attacks + 1, self.refused + refused
+                print(f"attack {number + 1}: {name}: {'refused' if refused else 'NOT REFUSED'} after {seconds:.2f} s")
+            print(f"attack {number + 1}: meanwhile {len(self.results) - answered} others were answered", flush=True)
+
+    def run(self) -> str:
+        """What came of it, in a sentence."""
+        threads = [threading.Thread(target=self.run_client, args=(seed,), daemon=True) for seed in range(CLIENTS)]
+        threads.append(threading.Thread(target=self.attack, daemon=True))
+        for thread in threads:
+            thread.start()
+        while self.share() < 1:
             time.sleep(0.2)
-        print(f"after {len(results):>4} requests: {server.megabytes()} MB", flush=True)
-    for thread in threads:
-        thread.join()
-    elapsed = time.perf_counter() - started
-    attacks.join()
-    times, alone = [seconds for _, seconds in results], statistics.mean(seconds for *_, seconds in tasks)
-    print(
-        f"right: {sum(right for right, _ in results)} of {each * CLIENTS}; answers per second: {len(results) / elapsed:.2f}\n"
-        f"median time of an answer with {CLIENTS} clients: {statistics.median(times):.2f} s, "
-        f"{statistics.median(times) / alone:.1f} times the library call alone ({alone * 1000:.0f} ms)"
-    )
-
-
-def attack_and_tell(server: Server, picture: str, folder: Path, results: list, expected: int) -> None:
-    """Several rounds of abuse in the first half of the load."""
-    for round_number in range(ATTACK_ROUNDS):
-        while len(results) < round_number * expected // (2 * ATTACK_ROUNDS):
-            time.sleep(0.2)
-        answered = len(results)
-        for name, refused, seconds in attack(server.url, picture, folder, server.log, MODEL):
-            print(f"attack {round_number + 1}: {name}: {'refused' if refused else 'NOT REFUSED'} after {seconds:.2f} s")
-        print(f"attack {round_number + 1}: meanwhile {len(results) - answered} others were answered", flush=True)
+            self.watch.note(self.share(), len(self.results))
+        elapsed = 60 * self.watch.readings[-1].minutes
+        rate = len(self.results) / elapsed
+        for thread in threads:
+            thread.join()
+        alone = statistics.mean(seconds for *_, seconds in self.tasks)
+        median = statistics.median(seconds for _, seconds in self.results)
+        right = sum(right for right, _ in self.results)
+        return (
+            f"{right} of {len(self.results)} answers were right, {rate:.2f} per second; median time of an answer with "
+            f"{CLIENTS} clients {median:.2f} s, {median / alone:.1f} times the library call alone ({alone * 1000:.0f} ms). "
+            f"{self.refused} of {self.attacks} attacks were refused."
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--minutes", type=float, help="in place of --requests: for so long")
+    parser.add_argument("--json", type=Path, help="write the readings of the memory here, for the page")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -176,8 +194,10 @@ def main() -> None:
             )
             alone = [ask(client, task)[1] / task[3] for task in tasks]
             print(f"median time of an answer with one client: {statistics.median(alone):.1f} times the library call alone")
-            print(f"before the load: {server.megabytes()} MB", flush=True)
-            load(server, tasks, arguments.requests, folder)
+            load = Load(server, tasks, folder, arguments.requests, arguments.minutes)
+            said = load.run()
+    words = ["--minutes", f"{arguments.minutes:g}"] if arguments.minutes else ["--requests", str(arguments.requests)]
+    save(arguments.json, "demo-load", command_of("demo", *words), load.watch, [said])
 
 
 if __name__ == "__main__":

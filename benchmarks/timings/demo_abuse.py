@@ -17,7 +17,7 @@ STAYS = 0.5  # seconds before it goes away
 
 def attack(url: str, picture: str, folder: Path, log: Path, model: str) -> Iterator[tuple[str, bool, float]]:
     """Name of an attack, whether it was refused, and the seconds that took."""
-    client = Client(url, verbose=False)
+    client = Client(url, verbose=False, httpx_kwargs={"timeout": 120})
     for name, changes in calls(picture, folder).items():
         call = {"image": handle_file(picture), "class_names": "sky, sea", "checkpoints": [model]} | changes
         start = time.perf_counter()

@@ -71,7 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(as_table(found))
     if args.json:
         command = f"OMP_NUM_THREADS={torch.get_num_threads()} python -m benchmarks.timings.exported --limit {args.limit}"
-        figures = {"command": command, "machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": found}
+        figures = {
+            "group": "exported",
+            "command": command,
+            "machine": machine(),
+            "date": time.strftime("%Y-%m-%d"),
+            "rows": found,
+        }
         with replace_file(args.json) as partial:
             partial.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -21,6 +21,8 @@ from hf_clipseg import MaskClipConfig, MaskClipForSemanticSegmentation, Segmenta
 from hf_clipseg.bulk.label_rows import label_row
 
 from .pairs import Pair, as_table, machine, measure
+from .run_all import command_of
+from .steady import Watch, save
 
 NAMES = [f"class {index}" for index in range(20)]
 
@@ -72,22 +74,18 @@ def compare_speed(size: tuple[int, int], side: int, pictures: int, repeats: int)
         print(as_table([timing]), "same labels" if one_by_one() == many() else "OTHER LABELS", sep="\n")
 
 
-def held_memory() -> float:
-    """MiB of this process now (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-
-
 def small_pictures() -> Iterator[tuple[int, bytes]]:
     for seed in itertools.count():
         yield seed, picture(seed, *np.random.default_rng(seed).integers(40, 130, 2))
 
 
-def watch_memory(pictures: int) -> None:
+def watch_memory(pictures: int) -> Watch:
     model = random_model(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     stream = segment_many(model, ImagesOnly(64), itertools.islice(small_pictures(), pictures), finish=row)
+    watch = Watch("pictures")
     for key, _ in stream:
-        if (key + 1) % max(1, pictures // 10) == 0:
-            print(f"{key + 1} pictures: {held_memory():.0f} MiB", flush=True)
+        watch.note((key + 1) / pictures, key + 1)
+    return watch
 
 
 def main() -> None:
@@ -97,10 +95,12 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", type=int, metavar="PICTURES", help="watch the memory in place of the time")
+    parser.add_argument("--json", type=Path, help="with --memory: write the readings here, for the page")
     args = parser.parse_args()
     print(machine())
     if args.memory:
-        watch_memory(args.memory)
+        words = "many_pictures", "--memory", str(args.memory)
+        save(args.json, "many-pictures-memory", command_of(*words), watch_memory(args.memory))
     else:
         compare_speed(tuple(args.size), args.side, args.pictures, args.repeats)
 

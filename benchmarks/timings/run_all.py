@@ -4,7 +4,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.timings.run_all --group precision      # one of them, and the page anew
 
 Models have random weights where only time matters; trained ones are used where the content does. `--only` picks rows by a part
-of their name for a look, and then nothing is written; `--repeats 3` is enough for one.
+of their name for a look, and then nothing is written; `--repeats 3` is enough for one. What other modules measured and wrote as
+`--json` (`exported`, `segment_load`, `demo`, `many_pictures --memory`) is taken in with `--take FILE ...`. Words of people on
+figures are in `notes.md`, a heading per group; `--take` without files makes the page anew with them.
 """
 
 import argparse
@@ -21,11 +23,12 @@ import torch
 
 from hf_clipseg.atomic import replace_file
 
-from . import rows_around, rows_methods
+from . import rows_around, rows_methods, steady
 from .exported import as_table as table_of_graphs
 from .pairs import Pair, Timing, as_table, machine, measure
 
 DOCS = Path(__file__).parents[2] / "docs"
+NOTES = Path(__file__).with_name("notes.md")
 PAGE, FIGURES = "benchmarks.md", "benchmarks.json"
 PATIENCE = 12.0
 """Seconds of a row after which its repeats end early, but for the fewest that a spread needs."""
@@ -53,24 +56,19 @@ TITLES = {
     "scores": "Scores",
     "texts": "Class texts",
     "throughput": "Many pictures",
+    "many-pictures-memory": "Memory over many pictures",
+    "segment-load": "`segment` under load",
+    "demo-load": "The demo under load and attack",
     "exported": "Exported graphs (ONNX) beside their models",
 }
-NOTES = {
-    "others": "CLIPSeg sees an image once per class, so with one class and patches of 32, its default, it is quicker than "
-    "MaskCLIP with patches of 16; what it finds there has a quarter of the tokens.",
-    "exported": "Both scored by `training.evaluate` on the same 100 scenes of the test split.",
-    "precision": "bf16 has a row only where the processor computes in it: elsewhere it is emulated, and slow.",
-    "throughput": "With one thread a stream has nothing to do beside the model; run this with as many as there are cores.",
-    "growth": "The baseline is the smaller of the two, so a ratio of 4 for 4 times the pixels would be linear growth.",
-    "training": "The ratio says how many forward passes a step costs. Memory is what it adds to weights and optimiser.",
-}
+STEADY = ("many-pictures-memory", "segment-load", "demo-load")
 HEAD = """# Benchmarks
 
 Written by `python -m benchmarks.timings.run_all`; do not edit by hand. Both columns of a row were run in turn, and the ratio is
 the median of the ratios of neighbours in time, with the lowest and the highest beside it: single times belong to a machine and
 a day, ratios travel better. Below 1, ours is quicker. With one thread the clock is CPU time, which other programs disturb less;
 where a part says wall time, they ran beside it. `docs/benchmarks.json` has the same figures, `--group` measures a part anew,
-and `OMP_NUM_THREADS` is the number of threads.
+and `OMP_NUM_THREADS` is the number of threads. The words are those of `benchmarks/timings/notes.md`.
 """
 
 
@@ -79,7 +77,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--group", nargs="*", choices=[*GROUPS], default=[*GROUPS], help="these groups of rows only")
     parser.add_argument("--only", default="", help="rows with this in their name, on the screen only")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--exported", type=Path, help="also take in what benchmarks.timings.exported wrote as --json")
+    parser.add_argument("--take", type=Path, nargs="*", metavar="FILE", help="only take in what other modules wrote as --json")
     parser.add_argument("--docs", type=Path, default=DOCS, help=f"where {PAGE} and {FIGURES} are")
     return parser.parse_args(arguments)
 
@@ -97,16 +95,28 @@ def write(figures: dict, folder: Path) -> None:
 
 
 def page(figures: dict) -> str:
-    sections = [HEAD]
+    notes = read_notes()
+    sections = [HEAD, f"## Goals\n\n{notes['goals']}\n"]
     for name, title in TITLES.items():
         if name not in figures:
             continue
         part = figures[name]
         place = ", ".join(f"{key} {value}" for key, value in part["machine"].items())
-        table = table_of_graphs(part["rows"]) if name == "exported" else as_table([Timing(**row) for row in part["rows"]])
-        note = f"{NOTES[name]}\n\n" if name in NOTES else ""
-        sections.append(f"## {title}\n\n{note}    {part['command']}\n\n{place}; {part['date']}.\n\n{table}\n")
+        note = f"{notes[name]}\n\n" if name in notes else ""
+        sections.append(f"## {title}\n\n{note}    {part['command']}\n\n{place}; {part['date']}.\n\n{table(name, part)}\n")
     return "\n".join(sections)
+
+
+def table(name: str, part: dict) -> str:
+    if name in STEADY:
+        return steady.as_table(part)
+    return table_of_graphs(part["rows"]) if name == "exported" else as_table([Timing(**row) for row in part["rows"]])
+
+
+def read_notes() -> dict[str, str]:
+    """What people wrote, by group."""
+    parts = NOTES.read_text(encoding="utf-8").split("\n## ")[1:]
+    return {name.strip(): text.strip() for name, text in (part.split("\n", 1) for part in parts)}
 
 
 def command_of(module: str, *words: str) -> str:
@@ -130,6 +140,10 @@ def measure_group(name: str, only: str, repeats: int) -> Iterator[dict]:
 @torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    if args.take is not None:
+        parts = [json.loads(file.read_text(encoding="utf-8")) for file in args.take]
+        write(read_figures(args.docs) | {part["group"]: part for part in parts}, args.docs)
+        return
     measured = False
     for name in args.group:
         torch.manual_seed(0)
@@ -137,10 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measured = True
             if not args.only:
                 write(read_figures(args.docs) | {name: part}, args.docs)
-    if args.exported:
-        figures = json.loads(args.exported.read_text(encoding="utf-8"))
-        write(read_figures(args.docs) | {"exported": figures}, args.docs)
-    elif not measured:
+    if not measured:
         sys.exit(f"error: no row has {args.only!r} in its name")
 
 
