@@ -50,13 +50,13 @@ def post_processing() -> Iterator[Pair]:
             lambda logits=logits: upsample_argmax(logits, size),
             "all classes in chunks, as before, against `upsample_argmax`",
         )
-    large = (2048, 2048)
-    for name in ("random scores, 150 classes", f"{TRAINED[0]}, 30 classes"):
+    trained = f"{TRAINED[0]}, 30 classes"
+    for name, large in (("random scores, 150 classes", (2048, 2048)), (trained, (2048, 2048)), (trained, (3000, 4000))):
         logits = cases[name]
         yield Pair(
-            f"2048 x 2048, {name}",
-            lambda logits=logits: segformer_labels(logits, large),
-            lambda logits=logits: upsample_argmax(logits, large),
+            f"{large[1]} x {large[0]}, {name}",
+            lambda logits=logits, large=large: segformer_labels(logits, large),
+            lambda logits=logits, large=large: upsample_argmax(logits, large),
             "SegFormer's post-processing of transformers against `upsample_argmax`",
             memory=True,
         )
@@ -65,7 +65,7 @@ def post_processing() -> Iterator[Pair]:
 def refinement(height: int = 480, width: int = 640) -> Iterator[Pair]:
     scene = render(0, 3, height, width)
     pixels = torch.tensor(np.asarray(scene.image)).permute(2, 0, 1)[None]
-    for count in (8, 21):
+    for count in (8, 21, 40):
         coarse = torch.randn(1, count, 15, 20, generator=torch.Generator().manual_seed(0))
         maps = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").softmax(dim=1)
         title = f"{width} x {height}, {count} classes"
