@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
 from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
 
+from benchmarks.ablations import mta_clip as driver
 from hf_clipseg import MtaClipForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.clip.vision_network import load_network
 from hf_clipseg.processing.inference import segment
@@ -403,3 +404,34 @@ def test_ade20k_labels_are_reduced(clip_folder, real_data, tmp_path):
     stored = np.array(Image.open(folder / "masks" / f"{source[0]['key']}.png")).astype(int)
     expected = np.where(stored == 0, 255, stored - 1)
     assert np.array_equal(source[0]["mask"], expected)
+
+
+def test_driver_draws_curves_of_any_clip_and_data_set_at_the_best_rate(clip_folder, tmp_path, monkeypatch):
+    data, folder = save_folder(tmp_path / "data", 12), tmp_path / "runs"
+    command = [
+        "--output_dir", str(folder), "--clip", str(clip_folder), "--dataset_name", str(data), "--validation_fraction", "0.5",
+        "--variants", "pixel-text baseline", "--seeds", "0", "--steps", "1", "3", "--rates", "1e-9", "3e-3",
+        *SMALL, "--preset", "paper", "--train_batch_size", "2", "--logging_steps", "1", "--warmup_steps", "0",
+    ]  # fmt: skip
+    driver.main(command)
+    tried = [json.loads(path.read_text()) for path in sorted((folder / "rates").glob("*.json"))]
+    best = max(tried, key=lambda run: run["mIoU"])
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    assert {run["rate"] for run in tried} == {1e-9, 3e-3} and {run["steps"] for run in tried} == {1}
+    assert [(run["steps"], run["rate"]) for run in runs] == [(1, best["rate"]), (3, best["rate"])]
+    assert all(len(run["gradient_norms"]) == 2 and run["test_images"] + tried[0]["test_images"] < 12 for run in runs)
+    assert not list(folder.rglob("checkpoint-*"))
+    lines = driver.tables(folder).splitlines()
+    assert "stuff" not in lines[0] and [line.split(" | ")[1] for line in lines[2:]] == ["1", "3"]
+
+    monkeypatch.setattr(train_mta_clip, "run", lambda _: pytest.fail("a finished run is done again"))
+    driver.main(command)
+
+
+def test_driver_scores_a_rate_and_a_run_on_different_images(data):
+    args, _ = driver.parse_arguments(["--output_dir", "runs", "--dataset_name", str(data), "--test_split", "train"])
+    whole = driver.open_images(args)["test"]
+    args.rates = [1e-3]
+    images = driver.open_images(args)
+    keys = {role: {sample["key"] for sample in part.samples} for role, part in images.items()}
+    assert not keys["test"] & keys["chosen"] and keys["test"] | keys["chosen"] == {sample["key"] for sample in whole.samples}
