@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
+from benchmarks.ablations import cocu as driver
 from hf_clipseg import CocuForSemanticSegmentation, SegmentationProcessor
 from hf_clipseg.toyscapes import ToyscapesDataset
 from training.curation.concept_batches import CaptionsWithConcepts, Collate
@@ -25,6 +26,7 @@ from training.data.sources import load_captions
 from training.engine.loop import SampleKey
 from training.train_cocu import build_tokenizer, main, parse_arguments, run
 
+from ..tiny import save_tiny_clip
 from ..tiny_groupvit import tiny_groupvit_config
 
 IMAGES = 12
@@ -309,3 +311,61 @@ def test_a_caption_file_without_its_columns(tmp_path):
     (tmp_path / "captions.csv").write_text("file,words\na.png,x\n")
     with pytest.raises(ValueError, match="columns must be image and caption.*'file', 'words'"):
         load_captions(str(tmp_path), "train")
+
+
+def save_photos(folder: Path) -> tuple[Path, Path]:
+    """The same pictures with captions, and with masks."""
+    generator, names = np.random.default_rng(0), ["sky", "boat", "grass"]
+    captioned, masked = folder / "captioned", folder / "masked"
+    for part in (captioned / "images", masked / "images" / "validation", masked / "masks" / "validation"):
+        part.mkdir(parents=True)
+    rows = ["image,caption"]
+    for number in range(12):
+        mask = np.full((32, 32), number % 3, dtype=np.uint8)
+        mask[16:] = (number + 1) % 3
+        picture = Image.fromarray(np.uint8(60 * mask[..., None] + generator.integers(0, 40, (32, 32, 3))))
+        picture.save(captioned / "images" / f"{number}.png")
+        rows.append(f"{number}.png,a {names[number % 3]} and a {names[(number + 1) % 3]}")
+        if number < 4:
+            picture.save(masked / "images" / "validation" / f"{number}.png")
+            Image.fromarray(mask).save(masked / "masks" / "validation" / f"{number}.png")
+    (captioned / "captions.csv").write_text("\n".join(rows))
+    (masked / "classes.txt").write_text("\n".join(names))
+    return captioned, masked
+
+
+def test_driver_takes_any_clip_and_data_set(folder, tmp_path, monkeypatch):
+    captioned, masked = save_photos(tmp_path)
+    common = [
+        "--output_dir",
+        str(tmp_path / "runs"),
+        "--dataset_name",
+        str(captioned),
+        "--test_dataset_name",
+        str(masked),
+        "--seeds",
+        "0",
+    ]
+    training = [
+        "training", *common, "--clip", str(save_tiny_clip(tmp_path / "clip")), "--images", "12", "--curation_options",
+        "--min_count 2 --num_neighbours 4", "--training_options", f"--model_config {folder / 'model.json'} --image_size 32",
+        "--train_batch_size 4 --max_train_steps 2 --checkpointing_steps 2 --warmup_steps 1 --mixed_precision no",
+    ]  # fmt: skip
+    driver.main([*training, "--only", "CoCu", "CoCu, archive contrasted"])
+    driver.main(["groups", *common])
+    for variant in ("CoCu", "CoCu-archive-contrasted"):
+        run_folder = tmp_path / "runs" / "training" / "noise" / f"{variant}-0"
+        assert json.loads((run_folder / "scores.json").read_text())["figures"].keys() == {"mIoU"}
+        assert 0 <= json.loads((run_folder / "groups.json").read_text())["figures"]["image recall"] <= 1
+        assert list(CocuForSemanticSegmentation.from_pretrained(run_folder / "final").config.id2label.values()) == [
+            "sky",
+            "boat",
+            "grass",
+        ]
+    monkeypatch.setattr("training.train_cocu.main", lambda _: pytest.fail("a finished run is done again"))
+    driver.main([*training, "--only", "CoCu"])
+    for wrong in (["--only", "oracle concepts"], ["--only", "CoCu, closed vocabulary"]):
+        with pytest.raises(SystemExit, match="of Toyscapes"):
+            driver.main([*training, *wrong])
+    with pytest.raises(SystemExit, match="ground truth"):
+        driver.main(["curation", *common])
