@@ -56,6 +56,7 @@ TITLES = {
     "scores": "Scores",
     "texts": "Class texts",
     "throughput": "Many pictures",
+    "processes": "Many pictures, a process on each core",
     "many-pictures-memory": "Memory over many pictures",
     "segment-load": "`segment` under load",
     "demo-load": "The demo under load and attack",
