@@ -96,7 +96,7 @@ class ClipArguments:
         default_factory=lambda: [1], help="pictures along a side of an image, drawn from for each step; 1: alone, no mosaic"
     )
     unseen: str | None = HfArg(
-        default=None, help=f"nouns that only whole captions teach, parted by commas, or one of {', '.join(SPLITS)}"
+        default=None, help=f"nouns that only captions of whole pictures teach, parted by commas, or one of {', '.join(SPLITS)}"
     )
     noun_templates: str = HfArg(
         default="many", help=f"what stands around a noun in the losses on patches: 'many', or one of {', '.join(TEMPLATES)}"
@@ -202,8 +202,10 @@ def build_nouns(args: argparse.Namespace, captions: list[list[str]]) -> NounVoca
 
 def withhold(nouns: NounVocabulary | None, unseen: str | None) -> tuple[NounVocabulary | None, NounVocabulary | None]:
     """The nouns that losses on patches may teach, and those that they may not; None for none."""
-    if nouns is None or unseen is None:
+    if unseen is None:
         return nouns, None
+    if nouns is None:
+        raise ValueError("--unseen is about the losses of nouns, which all have weight 0: leave it out, or give one a weight")
     ids = unseen_class_ids(unseen, [words[0] for words in nouns.concepts])
     kept = [words for index, words in enumerate(nouns.concepts) if index not in ids]
     return NounVocabulary(kept), NounVocabulary([nouns.concepts[index] for index in ids])

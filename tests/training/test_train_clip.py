@@ -302,6 +302,8 @@ def test_what_is_withheld_reaches_no_patch():
     assert withhold(nouns, None) == (nouns, None)
     with pytest.raises(ValueError, match="kites"):
         withhold(nouns, "kites")
+    with pytest.raises(ValueError, match="--unseen"):
+        withhold(None, "kite")
 
     class Cache:
         captions = [["a kite", "a sea"], ["a car"], ["the kite and a car"], ["an ocean"]]
